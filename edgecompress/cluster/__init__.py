@@ -1,0 +1,1 @@
+"""Clustered forms of weights and the solvers that find them."""

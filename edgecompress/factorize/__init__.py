@@ -1,0 +1,1 @@
+"""Low-rank forms of weights and the solvers that find them."""

@@ -1,0 +1,51 @@
+"""Run a model that is in memory: for calibration and for the checks between passes. Measuring is done elsewhere, in a child process."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx
+
+from edgecompress.errors import ModelError
+from edgecompress.model import Array, Model, inlined
+from edgecompress.runtime.session import import_runtime, runtime_error
+
+_SILENT = 4
+
+
+def open_session(model: Model, extra_outputs: Sequence[str] = ()) -> Any:
+    """Return an ``onnxruntime.InferenceSession`` that also yields the inner tensors named in ``extra_outputs``.
+
+    Raises ``ModelError`` with the runtime's reason.
+    """
+    proto = inlined(model)
+    if extra_outputs:
+        exposed = onnx.ModelProto()
+        exposed.CopyFrom(proto)
+        present = {value.name for value in exposed.graph.output}
+        exposed.graph.output.extend(onnx.ValueInfoProto(name=name) for name in extra_outputs if name not in present)
+        proto = exposed
+    runtime = import_runtime()
+    options = runtime.SessionOptions()
+    options.log_severity_level = _SILENT
+    try:
+        return runtime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # the runtime's errors have no common base
+        raise runtime_error(error, str(model.path)) from None
+
+
+def run_session(model: Model, session: Any, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Run a session; return all its outputs by name. Raises ``ModelError`` with the runtime's reason."""
+    names = [output.name for output in session.get_outputs()]
+    try:
+        return dict(zip(names, session.run(names, dict(feeds)), strict=True))
+    except Exception as error:
+        complaint = runtime_error(error, str(model.path))
+        hint = "check the inputs; for free dimensions give --shape NAME=DIMS, or give data"
+        raise ModelError(complaint.message, hint=hint) from None
+
+
+def run_once(model: Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Return a model's outputs by name. Raises ``ModelError`` with the runtime's reason."""
+    return run_session(model, open_session(model), feeds)

@@ -1,0 +1,88 @@
+"""Second moments of layer inputs, as values: accumulate them batch by batch, normalise, regularise. numpy only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The uncentred second moment ``mean(x x^T)`` of what flows into a layer.
+
+    Shapes:
+        second_moment: ``(groups, d, d)``, or ``(groups, d)`` where only the diagonal was kept; ``d`` is
+            ``C_in / groups * prod(kernel)``, in the order of a flattened canonical weight row. float64.
+        count: how many positions were averaged.
+    """
+
+    layer: str
+    second_moment: Array
+    count: int
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the off-diagonal entries are known."""
+        return self.second_moment.ndim == 3
+
+    @property
+    def diagonal(self) -> Array:
+        """The mean square of every input, shape ``(groups, d)``."""
+        return np.diagonal(self.second_moment, axis1=1, axis2=2) if self.is_full else self.second_moment
+
+
+def accumulate(moments: Moments | None, layer: str, patches: Array, *, full: bool) -> Moments:
+    """Add a batch of input patches, shape ``(positions, groups, d)``, to the moments gathered so far.
+
+    Products are formed in the precision of ``patches`` (one matrix product per group) and summed in float64.
+    """
+    by_group = np.ascontiguousarray(patches.transpose(1, 0, 2))
+    if full:
+        total = np.matmul(by_group.transpose(0, 2, 1), by_group).astype(np.float64)
+    else:
+        total = np.einsum("gpd,gpd->gd", by_group, by_group, dtype=np.float64)
+    count = patches.shape[0]
+    if moments is None:
+        return Moments(layer, total / count, count)
+    merged = moments.count + count
+    mean = moments.second_moment * (moments.count / merged) + total / merged
+    return Moments(layer, mean, merged)
+
+
+def regularised(second_moment: Array, damping: float = 0.01) -> Array:
+    """Return ``second_moment + damping * mean(diagonal) * I`` for one ``(d, d)`` matrix.
+
+    Keeps every direction a little alive, so that an input never seen in calibration is not given up entirely
+    (the 1 % of Frantar et al. 2022). A zero matrix (dead inputs) becomes the identity: the plain problem.
+    """
+    mean = float(np.mean(np.diagonal(second_moment)))
+    if mean <= 0.0:
+        return np.eye(second_moment.shape[0])
+    return second_moment + damping * mean * np.eye(second_moment.shape[0])
+
+
+def output_errors(weight: Array, approximation: Array, moments: Moments) -> tuple[float, float]:
+    """Return ``(tr(W C W^T), tr((W - V) C (W - V)^T))`` for canonical weights ``(C_out, C_in / groups, *kernel)``."""
+    groups = moments.second_moment.shape[0]
+    rows = weight.astype(np.float64).reshape(groups, weight.shape[0] // groups, -1)
+    wrong = rows - approximation.astype(np.float64).reshape(rows.shape)
+    return _energy(rows, moments), _energy(wrong, moments)
+
+
+def _energy(rows: Array, moments: Moments) -> float:
+    """Return the mean energy of ``rows @ x`` for rows of shape ``(groups, outputs, d)``."""
+    if moments.is_full:
+        return float(np.sum(np.matmul(rows, moments.second_moment) * rows))
+    return float(np.sum(rows**2 * moments.second_moment[:, None, :]))
+
+
+def sqnr_db(signal: float, error: float) -> float | None:
+    """Return ``10 log10(signal / error)``; ``None`` where it is infinite or unknown."""
+    if not (signal > 0.0 and error > 0.0):
+        return None
+    return float(10.0 * np.log10(signal / error))

@@ -1,0 +1,125 @@
+"""Run passes one after the other and check each: a pass that breaks a graph is named, and nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import onnx
+
+from edgecompress.errors import EdgecompressError, PassError
+from edgecompress.graph import Graph, close_graph, open_graph
+from edgecompress.inference import run_once
+from edgecompress.model import Array, Model, all_tensors, payload_bytes, signature
+
+CHECK_LIMIT_BYTES = 256 << 20
+"""Models with more weight bytes are not run twice after every pass; validation still compares them with the original."""
+
+_MIN_SQNR_DB = {2: 25.0, 4: 60.0, 8: 60.0}
+"""What a correct rewrite keeps, by the bytes of the output's type: rounding only, with a wide margin for deep graphs."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a pass did to one weight.
+
+    ``dense`` gives the weight that the new form stands for, shaped as it was stored; ``tensors`` names the constants that
+    take the weight's place, in the order in which they are applied.
+    """
+
+    layer: str
+    action: str
+    dense: Callable[[], Array] | None = None
+    tensors: tuple[str, ...] = ()
+
+
+class Pass(Protocol):
+    """A rewrite: edits the graph in place and says what it did."""
+
+    def __call__(self, graph: Graph) -> Sequence[Change]:
+        """Edit ``graph`` and return the changes."""
+
+
+def is_valid(model: Model) -> bool:
+    """Tell whether the ONNX checker accepts a model. Payloads are not looked at where they would not fit a message."""
+    try:
+        onnx.checker.check_model(_without_payloads(model) if payload_bytes(model) > CHECK_LIMIT_BYTES else model.proto)
+    except Exception:  # the checker raises several classes, among them ones of its C++ core
+        return False
+    return True
+
+
+def run_pass(model: Model, name: str, rewrite: Pass, feeds: Mapping[str, Array] | None) -> tuple[Model, Sequence[Change]]:
+    """Run one pass on a private copy of the model's graph and return the new model.
+
+    Checked afterwards: the ONNX checker (where it accepted the model before), inputs and outputs unchanged, and, with ``feeds``,
+    that the new model computes what the old one does with every changed weight replaced by its ``dense`` form.
+
+    Raises:
+        PassError: a check failed. This is a defect of the pass, not of the model.
+    """
+    graph = open_graph(model)
+    try:
+        changes = rewrite(graph)
+        if not changes:
+            return model, changes
+        result = close_graph(graph)
+    except EdgecompressError:
+        raise
+    except Exception as error:
+        raise _defect(name, f"{type(error).__name__}: {error}") from error
+    if is_valid(model) and not is_valid(result):
+        raise _defect(name, "the ONNX checker refuses the graph it made")
+    if signature(model.proto) != signature(result.proto):
+        raise _defect(name, "the inputs or outputs of the model changed")
+    if feeds is not None and payload_bytes(model) <= CHECK_LIMIT_BYTES:
+        _check_numerics(name, _with_dense(model, changes), result, feeds)
+    return result, changes
+
+
+def _defect(name: str, what: str) -> PassError:
+    return PassError(
+        f"pass {name!r} failed: {what}",
+        hint="this is a defect of edgecompress: please report it with the model; other options may avoid the pass",
+    )
+
+
+def _with_dense(model: Model, changes: Sequence[Change]) -> Model:
+    """Return the model with every changed weight replaced by the dense form of what replaced it."""
+    dense = {change.layer: change.dense for change in changes if change.dense is not None}
+    if not dense:
+        return model
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for tensor in proto.graph.initializer:
+        if tensor.name in dense:
+            dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+            values = np.ascontiguousarray(dense[tensor.name]()).astype(dtype)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
+    return Model(model.path, proto)
+
+
+def _check_numerics(name: str, expected: Model, result: Model, feeds: Mapping[str, Array]) -> None:
+    before = run_once(expected, feeds)
+    after = run_once(result, feeds)
+    for output, reference in before.items():
+        if not np.issubdtype(reference.dtype, np.floating) or not np.isfinite(reference).all():
+            continue  # integers (an argmax) may flip on rounding; a model that overflows on noise cannot be compared
+        signal = float(np.sum(reference.astype(np.float64) ** 2))
+        error = float(np.sum((reference.astype(np.float64) - after[output].astype(np.float64)) ** 2))
+        if not error <= signal * 10.0 ** (-_MIN_SQNR_DB[reference.dtype.itemsize] / 10.0):
+            raise _defect(name, f"output {output!r} differs from what the new weights stand for (error {error:.3g})")
+
+
+def _without_payloads(model: Model) -> onnx.ModelProto:
+    """Return a copy for the checker in which large payloads count as external."""
+    proto = onnx.ModelProto()
+    proto.CopyFrom(model.proto)
+    for tensor in all_tensors(proto):
+        if tensor.HasField("raw_data") and len(tensor.raw_data) > 1024:
+            tensor.ClearField("raw_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value="payload")
+    return proto

@@ -1,0 +1,163 @@
+"""What the user asks for: settings for all layers, for an operator type, for one layer. The more specific wins."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+from edgecompress.errors import RecipeError, did_you_mean
+from edgecompress.layers import FACTORIZABLE_OPS, Layer, Skip
+
+FACTORIZE_SCHEMES = ("none", "svd")
+CLUSTER_SCHEMES = ("none", "kmeans")
+DEFAULT_KEEP = 0.5
+DEFAULT_BITS = 5
+_OPS = (*FACTORIZABLE_OPS, "ConvTranspose", "LSTM", "GRU", "Gather")
+_SECTIONS = ("ops", "layers")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What to do with a layer; ``None`` leaves a setting to the less specific level.
+
+    ``keep`` is the share of the layer's parameters that its factors may have; ``rank`` excludes it. ``bits`` means
+    ``2 ** bits`` clusters.
+    """
+
+    factorize: str | None = None
+    keep: float | None = None
+    rank: int | None = None
+    cluster: str | None = None
+    bits: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Settings by level; ``layers`` maps names or shell patterns (``layer1.*``) to settings, in file order."""
+
+    everywhere: Settings = field(default_factory=Settings)
+    ops: Mapping[str, Settings] = field(default_factory=dict)
+    layers: Mapping[str, Settings] = field(default_factory=dict)
+
+
+def read_recipe(path: Path) -> Recipe:
+    """Read a recipe: settings at the top level for all layers, ``[ops.Conv]`` and ``[layers."name or pattern"]`` tables.
+
+    Raises ``RecipeError`` naming the key or value that is wrong.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}", hint="check the path") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not a TOML file: {error}", hint="see docs/recipe.md for an example") from error
+    sections = {name: content.pop(name, {}) for name in _SECTIONS}
+    for name, section in sections.items():
+        if not isinstance(section, dict) or not all(isinstance(entry, dict) for entry in section.values()):
+            raise RecipeError(f"{path}: [{name}] must hold tables", hint=f'write [{name}."..."] with settings below it')
+    for op in sections["ops"]:
+        if op not in _OPS:
+            raise RecipeError(f"{path}: unknown operator {op!r} in [ops]", hint=did_you_mean(op, _OPS))
+    return Recipe(
+        everywhere=_settings(content, f"{path}", extra=_SECTIONS),
+        ops={op: _settings(entry, f"{path}: [ops.{op}]") for op, entry in sections["ops"].items()},
+        layers={name: _settings(entry, f"{path}: [layers.{name!r}]") for name, entry in sections["layers"].items()},
+    )
+
+
+def _settings(entry: Mapping[str, Any], where: str, *, extra: Sequence[str] = ()) -> Settings:
+    known = [item.name for item in fields(Settings)]
+    for key in entry:
+        if key not in known:
+            raise RecipeError(f"{where}: unknown option {key!r}", hint=did_you_mean(key, [*known, *extra]))
+    return check_settings(Settings(**entry), where)
+
+
+def check_settings(settings: Settings, where: str) -> Settings:
+    """Return ``settings`` when every value is in its allowed set. Raises ``RecipeError`` naming the value and the set."""
+    _choice(settings.factorize, FACTORIZE_SCHEMES, f"{where}: factorize")
+    _choice(settings.cluster, CLUSTER_SCHEMES, f"{where}: cluster")
+    _whole(settings.bits, 1, 8, f"{where}: bits")
+    _whole(settings.rank, 1, None, f"{where}: rank")
+    keep = settings.keep
+    if keep is not None and (isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0.0 < keep <= 1.0):
+        raise RecipeError(f"{where}: keep must be a share above 0 and at most 1, not {keep!r}", hint="for example 0.5")
+    if keep is not None and settings.rank is not None:
+        raise RecipeError(f"{where}: rank and keep exclude each other", hint="give one of them")
+    if settings.factorize == "none" and (keep is not None or settings.rank is not None):
+        raise RecipeError(f"{where}: rank and keep need factorize", hint='set factorize to "svd"')
+    return settings
+
+
+def _choice(value: Any, allowed: Sequence[str], where: str) -> None:
+    if value is not None and value not in allowed:
+        raise RecipeError(f"{where} must be one of {', '.join(allowed)}, not {value!r}", hint=did_you_mean(str(value), allowed))
+
+
+def _whole(value: Any, least: int, most: int | None, where: str) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (most is not None and value > most):
+        span = f"from {least} to {most}" if most is not None else f"of at least {least}"
+        raise RecipeError(f"{where} must be a whole number {span}, not {value!r}", hint="correct the value")
+
+
+def with_overrides(recipe: Recipe, overrides: Settings) -> Recipe:
+    """Return the recipe with command-line settings in place of those for all layers."""
+    given = {key: value for key, value in asdict(overrides).items() if value is not None}
+    everywhere = recipe.everywhere
+    if "rank" in given or "keep" in given:
+        everywhere = replace(everywhere, rank=None, keep=None)
+    return replace(recipe, everywhere=check_settings(replace(everywhere, **given), "options"))
+
+
+def resolve(recipe: Recipe, layer: Layer) -> Settings:
+    """Return the full settings of a layer: its own name, then patterns in file order, then its operator, then all layers.
+
+    A level that sets ``rank`` hides a ``keep`` from below it, and the other way round; either, set for a layer or an operator, asks for
+    ``svd`` where that level names no scheme.
+    """
+    levels = [recipe.layers[layer.name]] if layer.name in recipe.layers else []
+    levels += [entry for name, entry in recipe.layers.items() if name != layer.name and fnmatch.fnmatchcase(layer.name, name)]
+    specific = [*levels, *([recipe.ops[layer.op]] if layer.op in recipe.ops else [])]
+    merged: dict[str, Any] = {}
+    for level in [*map(_implied_scheme, specific), recipe.everywhere]:
+        sized = "rank" in merged or "keep" in merged
+        for key, value in asdict(level).items():
+            if value is not None and not (sized and key in ("rank", "keep")):
+                merged.setdefault(key, value)
+    merged.setdefault("factorize", "none")
+    merged.setdefault("cluster", "kmeans")
+    merged.setdefault("bits", DEFAULT_BITS)
+    if merged["factorize"] != "none" and "rank" not in merged:
+        merged.setdefault("keep", DEFAULT_KEEP)
+    return Settings(**merged)
+
+
+def _implied_scheme(level: Settings) -> Settings:
+    sized = level.rank is not None or level.keep is not None
+    return replace(level, factorize="svd") if sized and level.factorize is None else level
+
+
+def check_recipe(recipe: Recipe, entries: Sequence[Layer | Skip]) -> None:
+    """Raise ``RecipeError`` where a recipe names a layer that the model does not have, or sizes factors that nothing asks for."""
+    names = [entry.name for entry in entries]
+    for pattern in recipe.layers:
+        if pattern not in names and not fnmatch.filter(names, pattern):
+            raise RecipeError(f"the recipe names layer {pattern!r}, which the model does not have", hint=did_you_mean(pattern, names))
+    everywhere = recipe.everywhere
+    sized = everywhere.rank is not None or everywhere.keep is not None
+    if sized and everywhere.factorize in (None, "none"):
+        raise RecipeError("rank and keep need factorize", hint="add --factorize svd (or factorize in the recipe)")
+
+
+def recipe_hash(recipe: Recipe) -> str:
+    """Return a short hash that is equal for recipes that ask for the same."""
+    text = json.dumps(asdict(recipe), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
