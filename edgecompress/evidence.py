@@ -1,0 +1,224 @@
+"""Turn what a compression did into the rows and pictures of its report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgecompress.cluster.forms import Clustered
+from edgecompress.container import PackResult
+from edgecompress.factorize.svd import spectrum
+from edgecompress.graph import Graph, constants, values_of
+from edgecompress.latency import LatencySamples, ratio, stability_warnings, summarize
+from edgecompress.layers import Layer, Skip, canonical, read_weight
+from edgecompress.metrics import Comparison
+from edgecompress.model import Array, TensorSpec
+from edgecompress.moments import Moments, output_errors, sqnr_db
+from edgecompress.passes.factorize import dense_of
+from edgecompress.plan import LayerPlan, Plan
+from edgecompress.report.model import (
+    UNTOUCHED,
+    Accuracy,
+    Latency,
+    LatencySummary,
+    LayerPlot,
+    LayerRow,
+    OutputDifference,
+)
+from edgecompress.validate import Validation
+
+_PLOTTED_LAYERS = 6
+_HISTOGRAM_BINS = 80
+_MAX_SPECTRUM_SIDE = 1536  # a full SVD above this takes longer than the rest of the report
+_BLOCK_ROWS = 1 << 22
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What became of the layers: the graph before, the constants that hold each layer now, and their clusters."""
+
+    before: Graph
+    after: Graph
+    entries: Sequence[Layer | Skip]
+    plan: Plan
+    parts: Mapping[str, tuple[str, ...]]
+    clusters: Mapping[str, Clustered]
+    moments: Mapping[str, Moments]
+
+
+def layer_rows(outcome: Outcome, packed: PackResult) -> tuple[LayerRow, ...]:
+    """Return one row per weight, in graph order."""
+    stored = {tensor.name: tensor.stored_bytes for tensor in packed.tensors}
+    plans = {plan.layer: plan for plan in outcome.plan.layers}
+    present = constants(outcome.after)
+    return tuple(
+        _skip_row(entry) if isinstance(entry, Skip) else _layer_row(entry, outcome, plans[entry.name], (stored, present))
+        for entry in outcome.entries
+    )
+
+
+def _skip_row(skip: Skip) -> LayerRow:
+    return LayerRow(
+        name=skip.name,
+        op=skip.op,
+        scheme=UNTOUCHED,
+        rank=None,
+        parameters_before=skip.parameters,
+        parameters_after=skip.parameters,
+        stored_bytes=None,
+        weight_sqnr_db=None,
+        output_sqnr_db=None,
+        reason=skip.reason,
+        shape=skip.shape,
+    )
+
+
+def _layer_row(layer: Layer, outcome: Outcome, plan: LayerPlan, tables: tuple[Mapping[str, int], Mapping[str, Any]]) -> LayerRow:
+    stored, present = tables
+    names = outcome.parts[layer.name]
+    parts = [_part(outcome, name, present) for name in names]
+    parameters = sum(part.size for part in parts)
+    touched = len(names) > 1 or names[0] in outcome.clusters
+    weight_db = output_db = None
+    if touched:
+        weight = read_weight(outcome.before, layer)
+        final = dense_of(parts, layer) if len(parts) > 1 else canonical(parts[0], layer)
+        weight_db = sqnr_db(*_energies(weight, final))
+        if layer.name in outcome.moments:
+            output_db = sqnr_db(*output_errors(weight, final, outcome.moments[layer.name]))
+    return LayerRow(
+        name=layer.name,
+        op=layer.op,
+        scheme=_scheme(layer, plan, outcome),
+        rank=_rank(plan, names),
+        parameters_before=layer.parameters,
+        parameters_after=parameters,
+        stored_bytes=sum(_stored_bytes(name, outcome, stored, present) for name in names),
+        weight_sqnr_db=weight_db,
+        output_sqnr_db=output_db,
+        reason=plan.reason,
+        shape=layer.shape,
+        macs_before=layer.macs,
+        # every parameter of a low-rank form is used once per position, like those of the weight it replaces
+        macs_after=None if layer.macs is None else layer.macs * parameters // layer.parameters,
+    )
+
+
+def _part(outcome: Outcome, name: str, present: Mapping[str, Any]) -> Array:
+    return outcome.clusters[name].to_dense() if name in outcome.clusters else values_of(outcome.after, present[name])
+
+
+def _rank(plan: LayerPlan, names: Sequence[str]) -> int | None:
+    return plan.factorize.rank if plan.factorize is not None and len(names) > 1 else None
+
+
+def _scheme(layer: Layer, plan: LayerPlan, outcome: Outcome) -> str:
+    names = outcome.parts[layer.name]
+    steps = [f"{plan.factorize.scheme} rank {plan.factorize.rank}"] if plan.factorize is not None and len(names) > 1 else []
+    sizes = [outcome.clusters[name].codebook.size for name in names if name in outcome.clusters]
+    if sizes:
+        steps.append(f"kmeans {'+'.join(str(size) for size in sorted(set(sizes), reverse=True))}")
+    return ", ".join(steps) or UNTOUCHED
+
+
+def _stored_bytes(name: str, outcome: Outcome, stored: Mapping[str, int], present: Mapping[str, Any]) -> int:
+    """Return the bytes of a constant in the container; what stays in the skeleton counts at its raw size."""
+    form = outcome.clusters.get(name)
+    if form is None:
+        return stored.get(name, int(values_of(outcome.after, present[name]).nbytes))
+    return stored.get(f"{name}.indices", form.indices.nbytes) + stored.get(f"{name}.codebook", form.codebook.nbytes)
+
+
+def _energies(weight: Array, final: Array) -> tuple[float, float]:
+    """Return the energies of a weight and of its error, blockwise so that a mapped weight is never copied whole."""
+    signal = error = 0.0
+    step = max(1, _BLOCK_ROWS // max(1, int(np.prod(weight.shape[1:], dtype=np.int64))))
+    for start in range(0, weight.shape[0], step):
+        block = weight[start : start + step].astype(np.float64)
+        signal += float(np.vdot(block, block))
+        block -= final[start : start + step]
+        error += float(np.vdot(block, block))
+    return signal, error
+
+
+def layer_plots(outcome: Outcome) -> tuple[LayerPlot, ...]:
+    """Return the spectrum, histogram and codebook of the biggest layers, biggest first."""
+    layers = [entry for entry in outcome.entries if isinstance(entry, Layer)]
+    biggest = sorted(layers, key=lambda layer: -layer.parameters)[:_PLOTTED_LAYERS]
+    plans = {plan.layer: plan for plan in outcome.plan.layers}
+    return tuple(_plot(layer, outcome, plans[layer.name]) for layer in biggest)
+
+
+def _plot(layer: Layer, outcome: Outcome, plan: LayerPlan) -> LayerPlot:
+    weight = read_weight(outcome.before, layer)
+    names = outcome.parts[layer.name]
+    whole = len(names) == 1
+    codebook = outcome.clusters[names[0]].codebook if whole and names[0] in outcome.clusters else np.empty(0)
+    side = min(weight.shape[0], layer.parameters // weight.shape[0])
+    values = spectrum(weight) if layer.fixed_form is None and side <= _MAX_SPECTRUM_SIDE else np.empty(0)
+    sample = weight.reshape(-1)[:: max(1, weight.size >> 22)]
+    counts, edges = np.histogram(sample, bins=_HISTOGRAM_BINS)
+    return LayerPlot(
+        name=layer.name,
+        singular_values=tuple(float(value) for value in values),
+        rank=_rank(plan, names),
+        histogram_edges=tuple(float(edge) for edge in edges),
+        histogram_counts=tuple(int(count) for count in counts),
+        codebook=tuple(float(value) for value in codebook),
+    )
+
+
+def accuracy_of(validation: Validation) -> Accuracy:
+    """Return the accuracy section."""
+    comparison = validation.comparison
+    return Accuracy(
+        metric=comparison.metric.title,
+        original=comparison.original,
+        compressed=comparison.compressed,
+        drop_points=comparison.drop_points,
+        standard_error_points=comparison.standard_error_points,
+        samples=comparison.samples,
+        agreement=comparison.agreement,
+        data=validation.data,
+    )
+
+
+def outputs_of(comparison: Comparison) -> dict[str, OutputDifference]:
+    """Return the distortion of every output."""
+    return {name: OutputDifference(found.sqnr_db, found.max_abs) for name, found in comparison.outputs.items()}
+
+
+def latency_of(original: LatencySamples | None, compressed: LatencySamples, *, device: str, threads: int) -> Latency:
+    """Return the latency section; warnings name the model that they are about."""
+    warnings = [f"original: {text}" for text in stability_warnings(original)] if original is not None else []
+    warnings += [f"compressed: {text}" for text in stability_warnings(compressed)]
+    return Latency(
+        original=None if original is None else _summary(original),
+        compressed=_summary(compressed),
+        ratio=None if original is None else ratio(compressed, original),
+        device=device,
+        threads=threads,
+        warnings=tuple(warnings),
+    )
+
+
+def _summary(samples: LatencySamples) -> LatencySummary:
+    found = summarize(samples)
+    return LatencySummary(
+        init_ms=found.init_ms,
+        first_ms=found.first_ms,
+        median_ms=found.median_ms,
+        p90_ms=found.p90_ms,
+        samples=found.samples,
+        peak_rss_bytes=found.peak_rss_bytes,
+        values_ms=samples.values_ms,
+    )
+
+
+def describe(spec: TensorSpec) -> str:
+    """Return an input or output as ``name float32 (N, 3, 32, 32)``."""
+    dims = ", ".join("N" if size is None and axis == 0 else "?" if size is None else str(size) for axis, size in enumerate(spec.shape))
+    return f"{spec.name} {spec.dtype} ({dims})"
