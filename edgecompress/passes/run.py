@@ -12,7 +12,7 @@ import onnx
 from edgecompress.errors import EdgecompressError, PassError
 from edgecompress.graph import Graph, close_graph, open_graph
 from edgecompress.inference import run_once
-from edgecompress.model import Array, Model, all_tensors, payload_bytes, signature
+from edgecompress.model import Array, Model, all_tensors, is_external, payload_bytes, signature, tensor_bytes
 
 CHECK_LIMIT_BYTES = 256 << 20
 """Models with more weight bytes are not run twice after every pass; validation still compares them with the original."""
@@ -45,7 +45,8 @@ class Pass(Protocol):
 def is_valid(model: Model) -> bool:
     """Tell whether the ONNX checker accepts a model. Payloads are not looked at where they would not fit a message."""
     try:
-        onnx.checker.check_model(_without_payloads(model) if payload_bytes(model) > CHECK_LIMIT_BYTES else model.proto)
+        heavy = payload_bytes(model) > CHECK_LIMIT_BYTES or any(map(is_external, all_tensors(model.proto)))
+        onnx.checker.check_model(_without_payloads(model) if heavy else model.proto)
     except Exception:  # the checker raises several classes, among them ones of its C++ core
         return False
     return True
@@ -114,12 +115,17 @@ def _check_numerics(name: str, expected: Model, result: Model, feeds: Mapping[st
 
 
 def _without_payloads(model: Model) -> onnx.ModelProto:
-    """Return a copy for the checker in which large payloads count as external."""
+    """Return a copy for the checker in which large initializers are inputs of the same type and shape."""
     proto = onnx.ModelProto()
     proto.CopyFrom(model.proto)
-    for tensor in all_tensors(proto):
-        if tensor.HasField("raw_data") and len(tensor.raw_data) > 1024:
-            tensor.ClearField("raw_data")
-            tensor.data_location = onnx.TensorProto.EXTERNAL
-            tensor.external_data.add(key="location", value="payload")
+    present = {value.name for value in proto.graph.input}
+    small = []
+    for tensor in proto.graph.initializer:
+        if tensor_bytes(tensor) <= 1024 and not is_external(tensor):
+            small.append(tensor)
+        elif tensor.name not in present:
+            spec = onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
+            proto.graph.input.append(spec)
+    del proto.graph.initializer[:]
+    proto.graph.initializer.extend(small)
     return proto

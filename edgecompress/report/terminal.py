@@ -1,0 +1,160 @@
+"""Tables for a terminal. They are built here and printed by the command line; nothing in a name can act as markup."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from edgecompress.report import text
+from edgecompress.report.model import UNTOUCHED
+
+if TYPE_CHECKING:
+    from edgecompress.report.model import Accuracy, Latency, LatencySummary, LayerRow, OutputDifference, Report
+
+_NAME_LIMIT = 48
+
+
+def summary_table(report: Report) -> Table:
+    """Return what matters of a compression: size, accuracy with its error (else the outputs' difference), latency."""
+    table = _table(report.model.name, ("", "original", "compressed", ""))
+    size = report.size
+    smaller = text.format_size_change(size.compression_ratio)
+    _row(table, "size", text.format_bytes(size.original_bytes), text.format_bytes(size.ecz_bytes), smaller)
+    _row(table, "as ONNX", text.format_bytes(size.original_bytes), text.format_bytes(size.onnx_bytes), "")
+    if report.accuracy is not None:
+        _add_accuracy(table, report.accuracy)
+    if report.accuracy is None or report.accuracy.drop_points is None:
+        _add_outputs(table, report.outputs)
+    if report.latency is not None:
+        _add_latency(table, report.latency)
+    if report.layers:
+        touched = sum(row.scheme != UNTOUCHED for row in report.layers)
+        _row(table, "layers", str(len(report.layers)), f"{touched} compressed", "")
+    return table
+
+
+def layer_table(report: Report) -> Table:
+    """Return one row a layer, in graph order: what it got or why it got nothing, and what that cost."""
+    names = ("layer", "op", "scheme", "parameters", "stored", "bits/param", "output SQNR")
+    table = _table("layers", names, left=3)
+    for row in report.layers:
+        _row(table, *_layer_cells(row), style="dim" if row.scheme == UNTOUCHED else "")
+    return table
+
+
+def inspect_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """Return the rows of ``inspect``; each has the keys of ``inspect --json``, ``bytes_share`` between 0 and 1."""
+    table = _table("layers", ("layer", "op", "shape", "parameters", "MACs", "bytes", "left alone because"), left=2)
+    table.columns[-1].justify = "left"
+    for row in rows:
+        cells = (
+            text.shorten(row["name"], _NAME_LIMIT),
+            row["op"],
+            text.format_shape(row["shape"] or ()),
+            text.format_integer(row["parameters"]),
+            text.format_count(row["macs"]),
+            text.format_share(row["bytes_share"] or 0.0, 1.0),
+            row["skip_reason"] or "",
+        )
+        _row(table, *cells, style="dim" if row["skip_reason"] else "")
+    return table
+
+
+def validation_table(accuracy: Accuracy | None, outputs: Mapping[str, OutputDifference]) -> Table:
+    """Return the result of ``validate``: the metric of both models, and how far each output moved."""
+    table = _table("validation", ("", "original", "compressed", ""))
+    if accuracy is not None:
+        _add_accuracy(table, accuracy)
+    _add_outputs(table, outputs)
+    return table
+
+
+def latency_table(latency: Latency) -> Table:
+    """Return the result of ``bench``: one row a model, in milliseconds."""
+    title = f"latency on {latency.device}, {_threads(latency.threads)}"
+    table = _table(title, ("", "start", "first run", "median", "p90", "runs", "peak memory"))
+    for name, summary in (("original", latency.original), ("compressed", latency.compressed)):
+        if summary is not None:
+            _row(table, name, *_latency_cells(summary))
+    if latency.ratio is not None:
+        _row(table, "ratio", "", "", text.format_ratio(latency.ratio), "", "", "")
+    return table
+
+
+def _table(title: str, headers: Sequence[str], *, left: int = 1) -> Table:
+    """Return an empty table whose first ``left`` columns are aligned left, the others right."""
+    table = Table(title=Text(text.printable(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+    for index, header in enumerate(headers):
+        table.add_column(Text(header), justify="left" if index < left else "right", overflow="fold")
+    return table
+
+
+def _row(table: Table, *cells: str, style: str = "") -> None:
+    """Add a row of plain text: neither rich's markup nor control characters of a hostile name have any effect."""
+    table.add_row(*(Text(text.printable(cell)) for cell in cells), style=style)
+
+
+def _add_accuracy(table: Table, accuracy: Accuracy) -> None:
+    percent = text.is_percent(accuracy)
+    note = ""
+    if accuracy.drop_points is not None:
+        note = text.format_change(accuracy.drop_points, percent=percent) + (" points" if percent else "")
+        if accuracy.standard_error_points is not None:
+            note += f" ± {text.format_number(accuracy.standard_error_points)}"
+    if accuracy.original is not None or accuracy.compressed is not None:
+        values = (text.format_metric(value, percent=percent) for value in (accuracy.original, accuracy.compressed))
+        _row(table, accuracy.metric, *values, note)
+    samples = f"on {text.format_integer(accuracy.samples)}"
+    if accuracy.agreement is not None:
+        _row(table, "same decision", "", text.format_metric(accuracy.agreement), samples)
+
+
+def _add_outputs(table: Table, outputs: Mapping[str, OutputDifference]) -> None:
+    for name, difference in outputs.items():
+        largest = f"max diff {text.format_number(difference.max_abs)}"
+        _row(table, f"output {text.shorten(name, _NAME_LIMIT)}", "", text.format_sqnr(difference), largest)
+
+
+def _add_latency(table: Table, latency: Latency) -> None:
+    medians = (
+        text.format_ms(None if summary is None else summary.median_ms)
+        for summary in (latency.original, latency.compressed)
+    )
+    ratio = "" if latency.ratio is None else text.format_ratio(latency.ratio)
+    _row(table, f"latency ({latency.device}, {_threads(latency.threads)})", *medians, ratio)
+
+
+def _layer_cells(row: LayerRow) -> tuple[str, ...]:
+    parameters = text.format_integer(row.parameters_before)
+    if row.parameters_after != row.parameters_before:
+        parameters += f" → {text.format_integer(row.parameters_after)}"
+    bits = text.bits_per_parameter(row.stored_bytes, row.parameters_before)
+    scheme = "left alone" if row.scheme == UNTOUCHED else row.scheme
+    if row.reason:
+        scheme += f" ({row.reason})"
+    return (
+        text.shorten(row.name, _NAME_LIMIT),
+        row.op,
+        scheme,
+        parameters,
+        text.format_bytes(row.stored_bytes),
+        text.UNKNOWN if bits is None else f"{bits:.1f}",
+        text.format_db(row.output_sqnr_db),
+    )
+
+
+def _latency_cells(summary: LatencySummary) -> tuple[str, ...]:
+    times = (summary.init_ms, summary.first_ms, summary.median_ms, summary.p90_ms)
+    return (
+        *map(text.format_ms, times),
+        text.format_integer(summary.samples),
+        text.format_bytes(summary.peak_rss_bytes),
+    )
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" + ("" if count == 1 else "s")
