@@ -17,7 +17,9 @@ from onnx import TensorProto, helper
 
 def external_tensor(name: str, width: int, offset: int) -> TensorProto:
     size = width * width * 4
-    tensor = TensorProto(name=name, data_type=TensorProto.FLOAT, dims=[width, width], data_location=TensorProto.EXTERNAL)
+    tensor = TensorProto(
+        name=name, data_type=TensorProto.FLOAT, dims=[width, width], data_location=TensorProto.EXTERNAL
+    )
     for key, value in (("location", "large.onnx.data"), ("offset", str(offset)), ("length", str(size))):
         tensor.external_data.add(key=key, value=value)
     return tensor

@@ -1,4 +1,4 @@
-"""Writing outputs safely (all or nothing, never over an existing file) and finding the data that ships with the tool."""
+"""Write outputs safely (all or nothing, never over an existing file); find the data that ships with the tool."""
 
 from __future__ import annotations
 
@@ -38,10 +38,7 @@ def output_errors(path: Path) -> Iterator[None]:
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Raise ``OutputError`` where ``path`` is an existing file or a folder with something in it, unless ``force``."""
     with output_errors(path):
-        if path.is_dir():
-            taken = any(path.iterdir())
-        else:
-            taken = path.exists() or path.is_symlink()
+        taken = any(path.iterdir()) if path.is_dir() else path.exists() or path.is_symlink()
     if taken and not force:
         what = "the folder is not empty" if path.is_dir() else "the file exists"
         raise OutputError(f"{path}: {what}", hint="choose another output or add --force to replace what is written")
@@ -56,19 +53,17 @@ def staged_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     refuse_existing(path, force=force)
     if path.is_dir():
         raise OutputError(f"{path}: it is a folder", hint="name a file")
-    with output_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with output_errors(path), _created_parents(path.parent):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(handle)
-    staging = Path(name)
-    try:
-        with output_errors(path):
+        staging = Path(name)
+        try:
             yield staging
-            os.chmod(staging, 0o666 & ~_umask())
-            os.replace(staging, path)
-    finally:
-        with suppress(OSError):
-            staging.unlink(missing_ok=True)
+            staging.chmod(0o666 & ~_umask())
+            staging.replace(path)
+        finally:
+            with suppress(OSError):
+                staging.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -83,19 +78,31 @@ def staged_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         raise OutputError(f"{path}: it is a file", hint="name a folder")
     existed = path.exists()
     parent = path if existed else path.parent
-    with output_errors(path):
-        parent.mkdir(parents=True, exist_ok=True)
+    with output_errors(path), _created_parents(parent):
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=parent))
-        os.chmod(staging, 0o777 & ~_umask())
-    try:
-        with output_errors(path):
+        try:
+            staging.chmod(0o777 & ~_umask())
             yield staging
             if existed:
                 _merge(staging, path)
             else:
-                os.rename(staging, path)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+                staging.rename(path)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _created_parents(folder: Path) -> Iterator[None]:
+    """Create ``folder`` and its parents; where the block fails, remove again those of them that are empty."""
+    missing = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        for place in missing:
+            with suppress(OSError):
+                place.rmdir()
+        raise
 
 
 def _merge(source: Path, destination: Path) -> None:
@@ -104,7 +111,7 @@ def _merge(source: Path, destination: Path) -> None:
         folder = destination / Path(root).relative_to(source)
         folder.mkdir(exist_ok=True)
         for name in names:
-            os.replace(Path(root) / name, folder / name)
+            (Path(root) / name).replace(folder / name)
 
 
 def _umask() -> int:

@@ -61,7 +61,7 @@ def is_ecz(handle: BinaryIO) -> bool:
 def open_ecz(path: Path) -> Iterator[BinaryIO]:
     """Open ``path``; put its name before the message of any ``FormatError`` raised inside.
 
-    Raises ``ModelError`` where the file cannot be read.
+    Raises ``ModelError`` where the file cannot be read or memory ends.
     """
     try:
         handle = path.open("rb")
@@ -72,6 +72,8 @@ def open_ecz(path: Path) -> Iterator[BinaryIO]:
             yield handle
         except FormatError as error:
             raise FormatError(f"{path}: {error.message}", hint=error.hint) from None
+        except MemoryError:
+            raise ModelError(f"{path}: not enough memory to decode it", hint="use a machine with more memory") from None
 
 
 def read_container(handle: BinaryIO) -> Container:

@@ -124,17 +124,14 @@ def _decode(path: Path) -> tuple[bytes, dict[str, memoryview]]:
         container = read_container(handle)
         if container.files[0].length >= _MODEL_LIMIT:
             raise ModelError(f"{path}: the runtime cannot load 2 GB from memory", hint="unpack the file first")
-        try:
-            model = io.BytesIO()
-            buffers = {entry.name: bytearray() for entry in container.files[1:]}
-            for entry, piece in read_pieces(handle, container):
-                if entry.name:
-                    buffers[entry.name] += piece
-                else:
-                    model.write(piece)
-            return model.getvalue(), {name: memoryview(buffer) for name, buffer in buffers.items()}
-        except MemoryError:
-            raise ModelError(f"{path}: not enough memory to decode it", hint="use a machine with more") from None
+        model = io.BytesIO()
+        buffers = {entry.name: bytearray() for entry in container.files[1:]}
+        for entry, piece in read_pieces(handle, container):
+            if entry.name:
+                buffers[entry.name] += piece
+            else:
+                model.write(piece)
+        return model.getvalue(), {name: memoryview(buffer) for name, buffer in buffers.items()}
 
 
 _NOISE = re.compile(

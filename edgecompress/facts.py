@@ -1,0 +1,69 @@
+"""What a report says besides its layers: which model, which tool, and what the reader should beware of."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from edgecompress import __version__
+from edgecompress.data import rows_used
+from edgecompress.evidence import describe
+from edgecompress.files import sha256_of
+from edgecompress.model import signature
+from edgecompress.passes.run import is_valid
+from edgecompress.report.model import ModelFacts, Tool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from edgecompress.data import DataSet
+    from edgecompress.model import Model
+
+_PACKAGES = ("numpy", "onnx", "onnxruntime", "onnx-graphsurgeon")
+
+
+def tool_facts(command: str, digest: str) -> Tool:
+    """Return the versions of everything that the result depends on; ``digest`` is that of the recipe or plan."""
+    versions = {"edgecompress": __version__, "python": platform.python_version()}
+    return Tool(
+        command=command, recipe_hash=digest, versions={**versions, **{name: _version(name) for name in _PACKAGES}}
+    )
+
+
+def _version(name: str) -> str:
+    try:
+        return version(name)
+    except PackageNotFoundError:  # a build of the runtime under another name
+        return "unknown"
+
+
+def model_facts(model: Model) -> ModelFacts:
+    """Return which model it was."""
+    inputs, outputs = signature(model.proto)
+    return ModelFacts(
+        name=model.path.stem,
+        sha256=sha256_of(model.path),
+        opset=model.opset,
+        inputs=tuple(describe(spec) for spec in inputs),
+        outputs=tuple(describe(spec) for spec in outputs),
+    )
+
+
+def caveats(
+    model: Model, calibration: DataSet | None, test: DataSet | None, *, has_data: bool, too_large_to_time: bool
+) -> Iterator[str]:
+    """Yield one sentence for everything that weakens the evidence."""
+    if not has_data:
+        yield "no --data: solved from the weights alone, which costs accuracy; a few hundred unlabelled inputs help"
+    if test is None:
+        yield "no test data: agreement and distortion are those on random inputs and say nothing of accuracy"
+    inputs, _ = signature(model.proto)
+    for name, rows in (("calibration", calibration), ("test", test)):
+        left_out = rows_used(rows.rows, inputs)[1] if rows is not None else 0
+        if left_out:
+            yield f"{left_out} {name} rows do not fill a batch of the model's fixed size and were left out"
+    if too_large_to_time:
+        yield "too large to fold in memory: latency was not measured; use 'edgecompress bench' on the device"
+    if not is_valid(model):
+        yield "the ONNX checker refuses the original model, so the rewritten one was not checked with it either"
