@@ -27,17 +27,15 @@ from edgecompress.report.model import Report, Size, StageBytes, compression_rati
 from edgecompress.validate import random_rows, rows_of, sample_feeds, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
     from pathlib import Path
 
     from edgecompress.cluster.forms import Clustered
     from edgecompress.container import PackResult
     from edgecompress.data import DataSet
-    from edgecompress.graph import Graph
     from edgecompress.model import Array, Model, TensorSpec
     from edgecompress.moments import Moments
-    from edgecompress.passes.run import Change
     from edgecompress.plan import Plan
     from edgecompress.report.model import Latency
     from edgecompress.validate import TestRows, Validation
