@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from google.protobuf.message import DecodeError
 from onnx import ModelProto
@@ -13,6 +13,9 @@ from edgecompress.model import stored_bytes as onnx_bytes
 from edgecompress.runtime.decode import read_pieces
 from edgecompress.runtime.format import is_ecz, open_ecz, read_container
 from edgecompress.runtime.session import resolve
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 
 def open_artifact(path: Path) -> Model:

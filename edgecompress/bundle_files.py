@@ -86,7 +86,8 @@ def place_model(source: Path, folder: Path, form: ModelForm) -> str:
 
 
 def _place_external_data(source: Path, folder: Path) -> None:
-    from edgecompress.model import all_tensors, external_range, is_external, parse_model
+    from edgecompress.model import parse_model
+    from edgecompress.tensors import all_tensors, external_range, is_external
 
     tensors = [tensor for tensor in all_tensors(parse_model(source)) if is_external(tensor)]
     for data in sorted({external_range(tensor, source.parent)[0] for tensor in tensors}):

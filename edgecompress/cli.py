@@ -2,42 +2,81 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from edgecompress import __version__
-from edgecompress.console import ErrorReportingGroup
+from edgecompress.console import run
 from edgecompress.errors import UsageError
 
 app = typer.Typer(
     name="edgecompress",
-    cls=ErrorReportingGroup,
     no_args_is_help=True,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     add_completion=False,
-    help="""Make an ONNX model small and fast on an edge device **without retraining**, prove that it still works, and ship it.
+    help="""Make an ONNX model small and fast on an edge device **without retraining**, prove it, and ship it.
 
     Start with `edgecompress demo`, or:
 
     1. `edgecompress inspect model.onnx` shows the layers and what can be done with them.
     2. `edgecompress compress model.onnx -o out --data data.npz` writes the compressed model and a report.
-    3. `edgecompress bundle out --target x86_64 -o bundle` adds the runtime; `edgecompress bench bundle` times it.
+    3. `edgecompress bundle out -o bundle` adds the runtime; `edgecompress bench bundle` times it.
 
-    Exit codes: 0 done, 2 usage or recipe, 3 unusable model or data, 4 malformed file, 5 tolerance missed, 6 budget not reachable,
-    7 device, 8 a pass failed (our defect), 9 disk or permission, 130 interrupted.""",
+    Exit codes: 0 done, 2 usage or recipe, 3 unusable model or data, 4 malformed file, 5 tolerance missed, 6 budget not
+    reachable, 7 device, 8 a pass failed (our defect), 9 disk or permission, 130 interrupted.""",
 )
 
-ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file (.onnx).")]
-AnyModelArgument = Annotated[Path, typer.Argument(help="An .onnx file, an .ecz file or a bundle folder.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON alone on stdout; all else goes to stderr.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace the files that are written, if they exist.")]
-ThreadsOption = Annotated[int, typer.Option("--threads", min=1, help="Threads that the runtime uses when it is timed.")]
+
+def _number(option: str, wanted: str, kind: type, allowed: Callable[[Any], bool]) -> Callable[[str], Any]:
+    """Return a parser whose complaint names the option, the value and what is allowed."""
+
+    def parse(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not allowed(value):  # a comparison with NaN is false
+            raise UsageError(f"{option} must be {wanted}, not {text!r}", hint="correct the value")
+        return value
+
+    return parse
+
+
+def _count(option: str) -> Callable[[str], int]:
+    return _number(option, "a whole number of at least 1", int, lambda value: value >= 1)
+
+
+_bits = _number("--bits", "a whole number from 1 to 8", int, lambda value: 1 <= value <= 8)
+_share = _number("--keep", "a share above 0 and at most 1", float, lambda value: 0 < value <= 1)
+_decibels = _number("--min-sqnr-db", "a number of decibels", float, lambda value: not math.isnan(value))
+_points = _number("--max-drop", "a number of points", float, lambda value: not math.isnan(value))
+
+
+def _in(panel: str) -> Callable[..., Any]:
+    return partial(typer.Option, rich_help_panel=panel)
+
+
+_what, _data, _output = _in("What to do"), _in("On what data"), _in("Output")
+
+ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file.")]
+JsonOption = Annotated[bool, _output("--json", help="Print JSON alone on stdout; all else goes to stderr.")]
+ForceOption = Annotated[bool, _output("--force", help="Replace existing files of the same names; others stay.")]
+ThreadsOption = Annotated[
+    int, typer.Option(metavar="N", parser=_count("--threads"), help="Threads of the runtime when it is timed.")
+]
 ShapeOption = Annotated[
-    Optional[list[str]],
-    typer.Option("--shape", metavar="NAME=DIMS", help="Size of an input's free dimensions, e.g. tokens=1,16. Repeatable."),
+    list[str] | None,
+    typer.Option(
+        "--shape",
+        metavar="NAME=DIMS",
+        help="Sizes for an input's free dimensions, as in tokens=1,16; else 1 for the batch, 8 for others. Repeatable.",
+    ),
 ]
 
 
@@ -49,56 +88,84 @@ def _version(show: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
 
 @app.command()
-def inspect(model: ModelArgument, shape: ShapeOption = None, json: JsonOption = False) -> None:
-    """Show the layers of a model: shapes, parameters, MACs, share of bytes, and what would be skipped and why."""
+def inspect(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx file, an .ecz file or a bundle.")],
+    shape: ShapeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Show a model's layers: shapes, parameters, MACs, share of the bytes, and what would be skipped and why.
+
+    A layer's name, here and in recipes, plans and reports, is that of its weight.
+    """
     from edgecompress import commands
 
     commands.inspect(model, shapes=shape or [], json=json)
 
 
+_OUT_FILES = "Folder for model.onnx, model.ecz, plan.json, report.json, report.html."
+_DATA_KINDS = "Real inputs: an .npz, a folder of images, or a dataset.toml. Alone, its last fifth tests."
+_TEST_DATA = "Other inputs to test on; then all of --data calibrates."
+_RECIPE = "The same settings by layer and operator; options here win over its global ones."
+_PLAN = "Apply the plan of an earlier run, edited or not, instead of all of the above."
+
+
 @app.command()
 def compress(
     model: ModelArgument,
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for model.onnx, model.ecz, plan.json, report.json, report.html.")],
-    data: Annotated[
-        Optional[Path],
-        typer.Option(help="Calibration inputs: .npz, folder of images, or dataset.toml. Alone, its last fifth tests."),
+    *,
+    out: Annotated[Path, _output("-o", "--out", metavar="DIR", help=_OUT_FILES)],
+    factorize: Annotated[
+        str | None, _what(metavar="none|svd", help="Low-rank form of Gemm, MatMul and Conv.  [default: none]")
     ] = None,
-    test_data: Annotated[Optional[Path], typer.Option(help="Inputs to test on; then all of --data calibrates.")] = None,
-    recipe: Annotated[Optional[Path], typer.Option(help="Settings by layer and operator (TOML); options here win over its global ones.")] = None,
-    plan: Annotated[Optional[Path], typer.Option(help="Re-apply a plan.json of an earlier run, edited or not.")] = None,
-    factorize: Annotated[Optional[str], typer.Option(metavar="none|svd", help="Low-rank form of Gemm, MatMul and Conv.  [default: none]")] = None,
-    keep: Annotated[Optional[float], typer.Option(help="Share of a layer's parameters that its factors may have.  [default: 0.5]")] = None,
-    rank: Annotated[Optional[int], typer.Option(help="The rank of every factorized layer, instead of --keep.")] = None,
-    cluster: Annotated[Optional[str], typer.Option(metavar="none|kmeans", help="How values are shared.  [default: kmeans]")] = None,
-    bits: Annotated[Optional[int], typer.Option(help="2^N clusters per tensor, 1 to 8.  [default: 5]")] = None,
-    no_calibrate: Annotated[bool, typer.Option("--no-calibrate", help="Solve from the weights alone; the data only tests.")] = False,
+    keep: Annotated[
+        float | None,
+        _what(metavar="SHARE", parser=_share, help="Share of its parameters that a layer may keep.  [default: 0.5]"),
+    ] = None,
+    rank: Annotated[
+        int | None, _what(metavar="N", parser=_count("--rank"), help="The rank of every layer, instead of --keep.")
+    ] = None,
+    cluster: Annotated[
+        str | None, _what(metavar="none|kmeans", help="Values of a tensor share a codebook.  [default: kmeans]")
+    ] = None,
+    bits: Annotated[
+        int | None, _what(metavar="N", parser=_bits, help="2^N values in a codebook, N from 1 to 8.  [default: 5]")
+    ] = None,
+    recipe: Annotated[Path | None, _what(metavar="R.toml", help=_RECIPE)] = None,
+    plan: Annotated[Path | None, _what(metavar="plan.json", help=_PLAN)] = None,
+    data: Annotated[Path | None, _data(metavar="DATA", help=_DATA_KINDS)] = None,
+    test_data: Annotated[Path | None, _data(metavar="DATA", help=_TEST_DATA)] = None,
+    no_calibrate: Annotated[
+        bool, _data("--no-calibrate", help="Solve from the weights alone; the data only tests.")
+    ] = False,
     shape: ShapeOption = None,
     threads: ThreadsOption = 1,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Compress a model and prove the result: model.onnx, model.ecz, plan.json, report.json and report.html in one folder.
+    """Compress a model and prove the result.
 
-    Examples:
+    With `--data` every step keeps what the layers compute on it, which costs far less accuracy than the weights alone:
+    a few hundred unlabelled inputs are enough.
 
-    - `edgecompress compress model.onnx -o out`  from the weights alone
-    - `edgecompress compress model.onnx -o out --data calibration.npz --test-data test.npz`
-    - `edgecompress compress model.onnx -o out --data dataset.toml --factorize svd --keep 0.6 --bits 4`
+    - `edgecompress compress model.onnx -o out`
+    - `edgecompress compress model.onnx -o out --data train.npz --test-data test.npz --bits 4`
+    - `edgecompress compress model.onnx -o out --data dataset.toml --factorize svd --keep 0.6`
     """
     from edgecompress import commands
 
-    settings = {"factorize": factorize, "keep": keep, "rank": rank, "cluster": cluster, "bits": bits}
     commands.compress(
         model,
         out,
-        settings=settings,
+        settings={"factorize": factorize, "keep": keep, "rank": rank, "cluster": cluster, "bits": bits},
         sources={"data": data, "test_data": test_data, "recipe": recipe, "plan": plan},
         shapes=shape or [],
         calibrate=not no_calibrate,
@@ -108,16 +175,27 @@ def compress(
     )
 
 
+_VALIDATION_DATA = "What to run both on: an .npz (all rows), a folder of images, or a dataset.toml (its test split)."
+
+
 @app.command()
 def validate(
-    original: AnyModelArgument,
-    compressed: AnyModelArgument,
-    data: Annotated[Path, typer.Option(help="What to run both on: .npz (all rows), folder of images, or dataset.toml (its test split).")],
-    min_sqnr_db: Annotated[Optional[float], typer.Option(help="Least signal-to-noise ratio of every output, in dB.")] = None,
-    max_drop: Annotated[Optional[float], typer.Option(help="Largest drop of the metric, in points.")] = None,
+    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="An .onnx file, an .ecz file or a bundle.")],
+    compressed: Annotated[Path, typer.Argument(metavar="COMPRESSED", help="What it became: any of these too.")],
+    *,
+    data: Annotated[Path, typer.Option(metavar="DATA", help=_VALIDATION_DATA)],
+    min_sqnr_db: Annotated[
+        float | None, typer.Option(metavar="DB", parser=_decibels, help="Least signal-to-error ratio of every output.")
+    ] = None,
+    max_drop: Annotated[
+        float | None, typer.Option(metavar="POINTS", parser=_points, help="Largest drop of the metric.")
+    ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Compare two models on data; exit 5 when a tolerance is missed."""
+    """Compare two models on data; the exit code is 5 when a tolerance is missed.
+
+    - `edgecompress validate model.onnx out/model.ecz --data test.npz --max-drop 0.5`
+    """
     from edgecompress import commands
 
     commands.validate(original, compressed, data=data, min_sqnr_db=min_sqnr_db, max_drop=max_drop, json=json)
@@ -126,10 +204,10 @@ def validate(
 @app.command()
 def pack(
     model: ModelArgument,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The .ecz file to write.")],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="MODEL.ecz", help="The .ecz file to write.")],
     force: ForceOption = False,
 ) -> None:
-    """Store any ONNX file, with its external data, without loss in one smaller .ecz file."""
+    """Store any ONNX file, compressed by us or not, with its external data in one .ecz file, without loss."""
     from edgecompress import commands
 
     commands.pack(model, out, force=force)
@@ -138,7 +216,9 @@ def pack(
 @app.command()
 def unpack(
     container: Annotated[Path, typer.Argument(metavar="MODEL.ecz", help="A file that pack or compress wrote.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The ONNX file to write; external data goes beside it.")],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="MODEL.onnx", help="The file to write; external data goes beside it.")
+    ],
     force: ForceOption = False,
 ) -> None:
     """Restore the ONNX file that is in an .ecz file, byte for byte."""
@@ -147,16 +227,29 @@ def unpack(
     commands.unpack(container, out, force=force)
 
 
+_VERIFY = "Check every file of a bundle against its manifest."
+
+
 @app.command()
 def bundle(
-    source: Annotated[Optional[Path], typer.Argument(metavar="OUT", help="The folder that compress wrote, or a model file.")] = None,
-    target: Annotated[str, typer.Option(help="What to build for: a name, or a TOML file of your own.")] = "x86_64",
-    out: Annotated[Optional[Path], typer.Option("-o", "--out", help="The bundle folder to write.")] = None,
-    verify: Annotated[Optional[Path], typer.Option(metavar="DIR", help="Check every file of a bundle against its manifest.")] = None,
+    source: Annotated[
+        Path | None, typer.Argument(metavar="OUT", help="The folder that compress wrote, or a model file.")
+    ] = None,
+    *,
+    target: Annotated[
+        str, typer.Option(metavar="TARGET", help="A target's name, or a TOML file of your own.")
+    ] = "x86_64",
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="The bundle folder to write.")] = None,
+    verify: Annotated[Path | None, typer.Option(metavar="DIR", help=_VERIFY)] = None,
+    shape: ShapeOption = None,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
-    """Put a model and its runtime into a folder that a target runs, or verify such a folder."""
+    """Put a model and its runtime into a folder that a target runs, or verify such a folder.
+
+    - `edgecompress bundle out --target x86_64 -o bundle`
+    - `edgecompress bundle --verify bundle`
+    """
     from edgecompress import commands
 
     if verify is not None:
@@ -166,20 +259,28 @@ def bundle(
     elif source is None or out is None:
         raise UsageError("bundle needs OUT and -o DIR", hint="edgecompress bundle OUT --target x86_64 -o DIR")
     else:
-        commands.bundle(source, out, target=target, force=force, json=json)
+        commands.bundle(source, out, target=target, shapes=shape or [], force=force, json=json)
 
 
 @app.command()
 def bench(
-    model: Annotated[Path, typer.Argument(metavar="MODEL_OR_BUNDLE", help="An .onnx file, an .ecz file or a bundle folder.")],
-    device: Annotated[str, typer.Option(help="Where to measure.")] = "local",
-    against: Annotated[Optional[Path], typer.Option(metavar="ORIGINAL", help="Measure this model too, in alternating runs.")] = None,
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL_OR_BUNDLE", help="An .onnx file, an .ecz file or a bundle folder.")
+    ],
+    *,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where to measure.")] = "local",
+    against: Annotated[
+        Path | None, typer.Option(metavar="ORIGINAL", help="Measure this model too, in alternating runs.")
+    ] = None,
     threads: ThreadsOption = 1,
-    runs: Annotated[int, typer.Option(min=1, help="Steady runs after the warm-up.")] = 50,
+    runs: Annotated[int, typer.Option(metavar="N", parser=_count("--runs"), help="Runs after the warm-up.")] = 50,
     shape: ShapeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure start-up, latency and peak memory; with --against, the ratio of medians in alternating runs."""
+    """Measure start-up, latency and peak memory; with --against, also the ratio of the medians.
+
+    - `edgecompress bench out/model.ecz --against model.onnx`
+    """
     from edgecompress import commands
 
     commands.bench(model, device=device, against=against, threads=threads, runs=runs, shapes=shape or [], json=json)
@@ -187,28 +288,35 @@ def bench(
 
 @app.command()
 def export(
-    factory: Annotated[str, typer.Argument(metavar="PACKAGE.MODULE:FACTORY", help="A function that returns a torch.nn.Module.")],
-    input: Annotated[list[str], typer.Option("--input", metavar="DIMS", help="Shape of an input, e.g. 1,3,32,32. Repeatable.")],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The ONNX file to write.")],
+    factory: Annotated[
+        str, typer.Argument(metavar="PACKAGE.MODULE:FACTORY", help="A function that returns a torch.nn.Module.")
+    ],
+    *,
+    inputs: Annotated[
+        list[str], typer.Option("--input", metavar="DIMS", help="Shape of an input, as in 1,3,32,32. Repeatable.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", metavar="MODEL.onnx", help="The ONNX file to write.")],
     dynamic_batch: Annotated[bool, typer.Option("--dynamic-batch", help="Leave the first dimension free.")] = False,
     force: ForceOption = False,
 ) -> None:
-    """Export a torch module to ONNX (needs the optional extra: pip install "edgecompress[export]")."""
+    """Export a torch module to ONNX; needs the optional extra, `pip install "edgecompress[export]"`."""
     from edgecompress import commands
 
-    commands.export(factory, out, inputs=input, dynamic_batch=dynamic_batch, force=force)
+    commands.export(factory, out, inputs=inputs, dynamic_batch=dynamic_batch, force=force)
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("-o", "--out", help="Folder to write to; it is replaced on every run.")] = Path("edgecompress-demo"),
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="DIR", help="Folder to write to; replaced on every run.")
+    ] = Path("edgecompress-demo"),
 ) -> None:
-    """Compress a small digit classifier that ships with the tool, validate it, bundle it, time it, and show the report."""
+    """Compress a small digit classifier that ships with the tool, validate, bundle and time it, and show the report."""
     from edgecompress import commands
 
     commands.demo(out)
 
 
-def main() -> None:
+def main() -> NoReturn:
     """Run the command line."""
-    app()
+    run(app)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import json as json_module
 import shlex
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
-from edgecompress.artifacts import artifact_bytes, open_artifact
-from edgecompress.console import progress_step
-from edgecompress.data import for_validation, parse_shape
-from edgecompress.errors import UsageError
+from edgecompress.artifacts import artifact_bytes, is_container, open_artifact
+from edgecompress.console import note, progress_step, show, show_json
+from edgecompress.data import check_shapes, for_validation, parse_shape
+from edgecompress.errors import ModelError, UsageError
 from edgecompress.evidence import accuracy_of, latency_of, outputs_of
-from edgecompress.files import shared_folder
-from edgecompress.graph import integer_limits, open_graph
+from edgecompress.files import refuse_existing, shared_folder
+from edgecompress.graph import open_graph
 from edgecompress.layers import Layer, default_shapes, find_layers
 from edgecompress.model import payload_bytes, signature
 from edgecompress.passes.prepare import prepare
@@ -28,20 +26,30 @@ from edgecompress.plan import make_plan
 from edgecompress.recipe import Recipe, Settings, read_recipe, with_overrides
 from edgecompress.report import strict_json
 from edgecompress.report.model import Report, to_json
-from edgecompress.report.terminal import inspect_table, latency_table, layer_table, summary_table, validation_table
-from edgecompress.validate import random_rows, require, rows_of, sample_feeds
+from edgecompress.report.terminal import (
+    bundle_table,
+    inspect_table,
+    latency_table,
+    layer_table,
+    summary_table,
+    validation_table,
+)
+from edgecompress.tensors import all_tensors, tensor_bytes
+from edgecompress.validate import random_sample, require, rows_of
 from edgecompress.validate import validate as run_validate
-
-_stderr = Console(stderr=True)
 
 
 def inspect(model: Path, *, shapes: Sequence[str], json: bool) -> None:
     """Print the layers of a model."""
-    prepared, _ = run_pass(open_artifact(model), "prepare", prepare, None)
+    source = open_artifact(model)
+    given = _shapes(shapes)
+    check_shapes(given, signature(source.proto)[0])
+    prepared, _ = run_pass(source, "prepare", prepare, None)
     graph = open_graph(prepared)
-    entries = find_layers(graph, {**default_shapes(graph), **_shapes(shapes)})
+    entries = find_layers(graph, {**default_shapes(graph), **given})
     plan = make_plan(Recipe(), entries, model_sha256="", calibrated=False)
-    total = payload_bytes(prepared)
+    sizes = {tensor.name: tensor_bytes(tensor) for tensor in all_tensors(prepared.proto)}
+    total = sum(sizes.values())
     rows = [
         {
             "name": entry.name,
@@ -49,19 +57,15 @@ def inspect(model: Path, *, shapes: Sequence[str], json: bool) -> None:
             "shape": list(entry.shape),
             "parameters": entry.parameters,
             "macs": entry.macs if isinstance(entry, Layer) else None,
-            "bytes_share": _bytes(entry) / total if total else 0.0,
+            "bytes_share": sizes.get(entry.name, 0) / total if total else 0.0,
             "skip_reason": decided.reason,
         }
         for entry, decided in zip(entries, plan.layers, strict=True)
     ]
     if json:
-        _print_json({"layers": rows})
+        show_json({"layers": rows})
     else:
-        Console().print(inspect_table(rows))
-
-
-def _bytes(entry: Any) -> int:
-    return int(entry.parameters * (entry.constant.dtype.itemsize if isinstance(entry, Layer) else 4))
+        show(inspect_table(rows))
 
 
 def compress(
@@ -77,10 +81,14 @@ def compress(
     json: bool,
 ) -> None:
     """Compress a model and print the summary, or the report as JSON."""
-    given = [name for name, value in settings.items() if value is not None]
-    if sources["plan"] is not None and (given or sources["recipe"] is not None):
-        names = ", ".join(f"--{name}" for name in [*(["recipe"] if sources["recipe"] else []), *given])
-        raise UsageError(f"--plan says everything already; it excludes {names}", hint="edit the plan, or leave --plan out")
+    given = [name for name, value in {"recipe": sources["recipe"], **settings}.items() if value is not None]
+    if sources["plan"] is not None and given:
+        names = ", ".join(f"--{name}" for name in given)
+        raise UsageError(f"--plan says everything already; it excludes {names}", hint="edit the plan, or leave it out")
+    if is_container(model):
+        raise ModelError(
+            f"{model}: it is an .ecz file", hint="compress the original; 'edgecompress unpack' restores it"
+        )
     recipe = read_recipe(sources["recipe"]) if sources["recipe"] is not None else Recipe()
     request = Request(
         recipe=with_overrides(recipe, Settings(**settings)),
@@ -95,18 +103,18 @@ def compress(
         step=progress_step,
     )
     report = run_compress(model, out, request)
-    _show(report, out, json=json)
-
-
-def _show(report: Report, out: Path, *, json: bool) -> None:
     if json:
-        sys.stdout.write(to_json(report))
-        return
-    _stderr.print(layer_table(report))
-    _stderr.print(summary_table(report))
+        show_json(to_json(report))
+    else:
+        _show(report, out)
+
+
+def _show(report: Report, out: Path) -> None:
+    show(layer_table(report))
+    show(summary_table(report))
     for warning in report.warnings:
-        _stderr.print(f"note: {warning}", style="yellow", highlight=False)
-    _stderr.print(f"report: {out / 'report.html'}", highlight=False, soft_wrap=True)
+        note(f"note: {warning}")
+    note(f"report: {out / 'report.html'}")
 
 
 def validate(
@@ -114,19 +122,18 @@ def validate(
 ) -> None:
     """Compare two models and print the result; a missed tolerance is raised after printing."""
     model = open_artifact(original)
-    open_artifact(compressed)
     inputs, _ = signature(model.proto)
+    low_memory = payload_bytes(model) > LARGE_MODEL_BYTES
+    del model  # the weights are not needed here, only in the processes that run it
     test = rows_of(for_validation(data, inputs), inputs)
     with progress_step("validate") as progress:
-        result = run_validate(
-            original, compressed, test, low_memory=payload_bytes(model) > LARGE_MODEL_BYTES, progress=progress
-        )
+        result = run_validate(original, compressed, test, low_memory=low_memory, progress=progress)
     accuracy, outputs = accuracy_of(result), outputs_of(result.comparison)
     if json:
         found = {name: strict_json.encode(difference) for name, difference in outputs.items()}
-        _print_json({"accuracy": strict_json.encode(accuracy), "outputs": found})
+        show_json({"accuracy": strict_json.encode(accuracy), "outputs": found})
     else:
-        Console().print(validation_table(accuracy, outputs))
+        show(validation_table(accuracy, outputs))
     require(result, min_sqnr_db=min_sqnr_db, max_drop=max_drop)
 
 
@@ -137,7 +144,7 @@ def pack(model: Path, out: Path, *, force: bool) -> None:
     with progress_step("pack") as progress:
         result = run_pack(model, out, force=force, progress=progress)
     ratio = result.original_bytes / result.stored_bytes
-    _stderr.print(f"{result.original_bytes:,} -> {result.stored_bytes:,} bytes (x{ratio:.2f}): {out}", highlight=False, soft_wrap=True)
+    note(f"{result.original_bytes:,} -> {result.stored_bytes:,} bytes (x{ratio:.2f}): {out}")
 
 
 def unpack(container: Path, out: Path, *, force: bool) -> None:
@@ -145,46 +152,28 @@ def unpack(container: Path, out: Path, *, force: bool) -> None:
     from edgecompress.container import unpack as run_unpack
 
     run_unpack(container, out, force=force)
-    _stderr.print(f"restored: {out}", highlight=False, soft_wrap=True)
+    note(f"restored: {out}")
 
 
-def bundle(source: Path, out: Path, *, target: str, force: bool, json: bool) -> None:
+def bundle(source: Path, out: Path, *, target: str, shapes: Sequence[str], force: bool, json: bool) -> None:
     """Build a bundle and print its size table."""
     from edgecompress.bundle import build_bundle
+    from edgecompress.bundle_files import find_model
     from edgecompress.targets import load_target
 
     wanted = load_target(target)
-    summary = build_bundle(source, out, target=wanted, sample=_bundle_sample(source), force=force)
-    sizes = {name: {"installed_bytes": row.installed_bytes, "download_bytes": row.download_bytes} for name, row in summary.sizes.items()}
+    refuse_existing(out, force=force)
+    sample = random_sample(open_artifact(find_model(source, wanted.model_form)), _shapes(shapes))
+    summary = build_bundle(source, out, target=wanted, sample=sample, force=force)
+    sizes = {
+        name: {"installed_bytes": row.installed_bytes, "download_bytes": row.download_bytes}
+        for name, row in summary.sizes.items()
+    }
     if json:
-        _print_json({"bundle": str(out), "target": wanted.name, "sizes": sizes})
-    else:
-        _stderr.print(_size_table(sizes))
-        _stderr.print(f"bundle: {out}   (run it: python3 -I {out / 'run.py'})", highlight=False, soft_wrap=True)
-
-
-def _bundle_sample(source: Path) -> dict[str, Any]:
-    file = source / "model.onnx" if source.is_dir() and (source / "model.onnx").is_file() else source
-    return _random_sample(file, {})
-
-
-def _random_sample(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Return one run's random inputs for a model file of any kind."""
-    model = open_artifact(path)
-    inputs, _ = signature(model.proto)
-    rows = random_rows(inputs, integer_limits(open_graph(model)), shapes, rows=1)
-    return sample_feeds(rows, inputs, shapes)
-
-
-def _size_table(sizes: Mapping[str, Mapping[str, int]]) -> Any:
-    from rich.table import Table
-
-    table = Table("part", "installed", "download", box=None)
-    for name, row in sizes.items():
-        table.add_row(name, f"{row['installed_bytes']:,}", f"{row['download_bytes']:,}")
-    for column in table.columns[1:]:
-        column.justify = "right"
-    return table
+        show_json({"bundle": str(out), "target": wanted.name, "sizes": sizes})
+        return
+    show(bundle_table(sizes))
+    note(f"bundle: {out}   (run it: {shlex.join(['python3', '-I', str(out / 'run.py')])})")
 
 
 def verify_bundle(folder: Path, *, json: bool) -> None:
@@ -193,9 +182,9 @@ def verify_bundle(folder: Path, *, json: bool) -> None:
 
     manifest = run_verify(folder)
     if json:
-        _print_json({"bundle": str(folder), "target": manifest.target, "files": len(manifest.files), "ok": True})
+        show_json({"bundle": str(folder), "target": manifest.target, "files": len(manifest.files), "ok": True})
     else:
-        _stderr.print(f"ok: {len(manifest.files)} files, target {manifest.target}", highlight=False)
+        note(f"ok: {len(manifest.files)} files, target {manifest.target}")
 
 
 def bench(
@@ -206,54 +195,70 @@ def bench(
     from edgecompress.devices import open_runner
 
     runner = open_runner(device)
-    is_bundle = (model / "manifest.json").is_file()
-    if is_bundle:
-        run_verify(model)
+    paths = [model] if against is None else [against, model]
+    bundles = [path for path in paths if (path / "manifest.json").is_file()]
+    for folder in bundles:
+        run_verify(folder)
     with progress_step("measure") as progress:
-        if is_bundle and against is None:
-            original, compressed = None, runner.measure_bundle(model, threads=threads, runs=runs)
+        if against is None and bundles:
+            samples = [runner.measure_bundle(model, threads=threads, runs=runs)]
         else:
-            feeds = _random_sample(model if against is None else against, _shapes(shapes))
-            paths = [model] if against is None else [against, model]
-            samples = runner.measure(paths, feeds=feeds, threads=threads, runs=runs, progress=progress)
-            original, compressed = (None if against is None else samples[0]), samples[-1]
+            feeds, alternate = _bench_inputs(paths, _shapes(shapes))
+            samples = runner.measure(
+                paths, feeds=feeds, threads=threads, runs=runs, alternate=alternate, progress=progress
+            )
+    original, compressed = (None if against is None else samples[0]), samples[-1]
     latency = latency_of(original, compressed, device=device, threads=threads)
-    sizes = {"model_bytes": artifact_bytes(model), "against_bytes": None if against is None else artifact_bytes(against)}
+    sizes = {"model_bytes": artifact_bytes(model), "against_bytes": against and artifact_bytes(against)}
     if json:
-        _print_json({"latency": strict_json.encode(latency), "size": sizes, "facts": dict(compressed.metadata)})
-    else:
-        Console().print(latency_table(latency))
+        facts = dict(compressed.metadata)
+        show_json({"latency": strict_json.encode(latency), "size": sizes, "facts": facts})
+        return
+    show(latency_table(latency))
+    for warning in latency.warnings:
+        note(f"note: {warning if against is not None else warning.removeprefix('compressed: ')}")
+
+
+def _bench_inputs(paths: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], bool]:
+    """Return random inputs, and whether the models may be in memory together, so that they can take turns."""
+    models = [open_artifact(path) for path in paths]
+    return random_sample(models[0], shapes), max(map(payload_bytes, models)) <= LARGE_MODEL_BYTES
 
 
 def export(factory: str, out: Path, *, inputs: Sequence[str], dynamic_batch: bool, force: bool) -> None:
     """Export a torch module."""
     from edgecompress.export import export_onnx
 
-    shapes = [parse_shape(f"input={text}")[1] for text in inputs]
+    shapes = [_dims(text) for text in inputs]
     export_onnx(factory, inputs=shapes, dynamic_batch=dynamic_batch, destination=out, force=force)
-    _stderr.print(f"exported: {out}", highlight=False, soft_wrap=True)
+    note(f"exported: {out}")
 
 
 def demo(out: Path) -> None:
     """Run the whole line on the model that ships with the tool."""
     digits = shared_folder("calibration") / "digits"
+    model, folder = digits / "digits_cnn.onnx", out / "bundle"
     request = Request(
-        recipe=Recipe(everywhere=Settings(factorize="none", cluster="kmeans", bits=5)),
         data=digits,
         force=True,
-        command=f"edgecompress compress {digits / 'digits_cnn.onnx'} -o {out} --data {digits}",
+        command=shlex.join(["edgecompress", "compress", str(model), "-o", str(out), "--data", str(digits)]),
         step=progress_step,
     )
-    report = run_compress(digits / "digits_cnn.onnx", out, request)
-    _show(report, out, json=False)
-    bundle(out, out / "bundle", target="x86_64", force=True, json=False)
-    bench(out / "bundle", device="local", against=None, threads=1, runs=50, shapes=[], json=False)
-    _stderr.print(f"\nThe report of it all: {(out / 'report.html').absolute()}", highlight=False, soft_wrap=True)
+    _show(run_compress(model, out, request), out)
+    if (folder / "manifest.json").is_file():  # of an earlier run, perhaps with another version of the runtime
+        shutil.rmtree(folder)
+    bundle(out, folder, target="x86_64", shapes=[], force=True, json=False)
+    bench(folder, device="local", against=None, threads=1, runs=50, shapes=[], json=False)
+    note(f"\nThe report of it all: {(out / 'report.html').absolute()}")
 
 
 def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
     return dict(parse_shape(text) for text in texts)
 
 
-def _print_json(value: Any) -> None:
-    sys.stdout.write(json_module.dumps(value, indent=2, allow_nan=False) + "\n")
+def _dims(text: str) -> tuple[int, ...]:
+    try:
+        return parse_shape(f"input={text}")[1]
+    except UsageError:
+        hint = "positive dimensions with commas: --input 1,3,32,32"
+        raise UsageError(f"--input {text!r} is not a shape", hint=hint) from None

@@ -29,6 +29,7 @@ from edgecompress.files import output_errors
 TRACEBACK_VARIABLE = "EDGECOMPRESS_TRACEBACK"
 """Set in the environment, it shows the traceback of every error: for reporting a defect."""
 
+_FILE_WIDTH = 120
 _ENDING_SIGNALS = ("SIGTERM", "SIGHUP")
 
 
@@ -60,6 +61,8 @@ def _exit_code(app: typer.Typer) -> int:
         if os.environ.get(TRACEBACK_VARIABLE):
             traceback.print_exc()
         known = _as_known(error)
+        if not known.message:  # called without a command: typer has shown the help
+            return known.exit_code
         _say(f"error: {known.message}", *([f"hint: {known.hint}"] if known.hint else []))
         return known.exit_code
     _say("interrupted: nothing half-written is left")
@@ -84,7 +87,9 @@ def _as_known(error: Exception) -> EdgecompressError:
         path = context.command_path if context is not None else "edgecompress"
         return UsageError(" ".join(complaint().split()).rstrip("."), hint=f"see '{path} --help'")
     message = " ".join(f"{type(error).__name__}: {error}".split())[:500]
-    return PassError(f"internal error: {message}", hint=f"please report it with the output under {TRACEBACK_VARIABLE}=1")
+    return PassError(
+        f"internal error: {message}", hint=f"please report it with the output under {TRACEBACK_VARIABLE}=1"
+    )
 
 
 @contextmanager
@@ -112,7 +117,7 @@ def _prepare_streams() -> None:
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:
-            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))
+            setattr(sys, name, Path(os.devnull).open("w", encoding="utf-8"))  # noqa: SIM115 - lives as long as we do
         elif hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
 
@@ -150,6 +155,8 @@ def show(table: Any) -> None:
 
     with _to_stdout():
         console = Console(file=sys.stdout)
+        if not console.is_terminal and "COLUMNS" not in os.environ:
+            console = Console(file=sys.stdout, width=_FILE_WIDTH)
         with console.capture() as capture:
             console.print(table)
         sys.stdout.write("\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n\n")

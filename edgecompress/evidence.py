@@ -4,21 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecompress.cluster.forms import Clustered
-from edgecompress.container import PackResult
 from edgecompress.factorize.svd import spectrum
 from edgecompress.graph import Graph, constants, values_of
 from edgecompress.latency import LatencySamples, ratio, stability_warnings, summarize
-from edgecompress.layers import Layer, Skip, canonical, read_weight
-from edgecompress.metrics import Comparison
-from edgecompress.model import Array, TensorSpec
+from edgecompress.layers import Layer, Skip
 from edgecompress.moments import Moments, output_errors, sqnr_db
+from edgecompress.orientation import canonical, read_weight
 from edgecompress.passes.factorize import dense_of
-from edgecompress.plan import LayerPlan, Plan
 from edgecompress.report.model import (
     UNTOUCHED,
     Accuracy,
@@ -28,7 +24,14 @@ from edgecompress.report.model import (
     LayerRow,
     OutputDifference,
 )
-from edgecompress.validate import Validation
+
+if TYPE_CHECKING:
+    from edgecompress.cluster.forms import Clustered
+    from edgecompress.container import PackResult
+    from edgecompress.metrics import Comparison
+    from edgecompress.model import Array, TensorSpec
+    from edgecompress.plan import LayerPlan, Plan
+    from edgecompress.validate import Validation
 
 _PLOTTED_LAYERS = 6
 _HISTOGRAM_BINS = 80
@@ -54,13 +57,16 @@ def layer_rows(outcome: Outcome, packed: PackResult) -> tuple[LayerRow, ...]:
     stored = {tensor.name: tensor.stored_bytes for tensor in packed.tensors}
     plans = {plan.layer: plan for plan in outcome.plan.layers}
     present = constants(outcome.after)
-    return tuple(
-        _skip_row(entry) if isinstance(entry, Skip) else _layer_row(entry, outcome, plans[entry.name], (stored, present))
-        for entry in outcome.entries
-    )
+    rows = []
+    for entry in outcome.entries:
+        if isinstance(entry, Skip):
+            rows.append(_skip_row(entry, stored))
+        else:
+            rows.append(_layer_row(entry, plans[entry.name], outcome, stored=stored, present=present))
+    return tuple(rows)
 
 
-def _skip_row(skip: Skip) -> LayerRow:
+def _skip_row(skip: Skip, stored: Mapping[str, int]) -> LayerRow:
     return LayerRow(
         name=skip.name,
         op=skip.op,
@@ -68,7 +74,7 @@ def _skip_row(skip: Skip) -> LayerRow:
         rank=None,
         parameters_before=skip.parameters,
         parameters_after=skip.parameters,
-        stored_bytes=None,
+        stored_bytes=stored.get(skip.name),
         weight_sqnr_db=None,
         output_sqnr_db=None,
         reason=skip.reason,
@@ -76,8 +82,9 @@ def _skip_row(skip: Skip) -> LayerRow:
     )
 
 
-def _layer_row(layer: Layer, outcome: Outcome, plan: LayerPlan, tables: tuple[Mapping[str, int], Mapping[str, Any]]) -> LayerRow:
-    stored, present = tables
+def _layer_row(
+    layer: Layer, plan: LayerPlan, outcome: Outcome, *, stored: Mapping[str, int], present: Mapping[str, Any]
+) -> LayerRow:
     names = outcome.parts[layer.name]
     parts = [_part(outcome, name, present) for name in names]
     parameters = sum(part.size for part in parts)
@@ -117,7 +124,9 @@ def _rank(plan: LayerPlan, names: Sequence[str]) -> int | None:
 
 def _scheme(layer: Layer, plan: LayerPlan, outcome: Outcome) -> str:
     names = outcome.parts[layer.name]
-    steps = [f"{plan.factorize.scheme} rank {plan.factorize.rank}"] if plan.factorize is not None and len(names) > 1 else []
+    steps = (
+        [f"{plan.factorize.scheme} rank {plan.factorize.rank}"] if plan.factorize is not None and len(names) > 1 else []
+    )
     sizes = [outcome.clusters[name].codebook.size for name in names if name in outcome.clusters]
     if sizes:
         steps.append(f"kmeans {'+'.join(str(size) for size in sorted(set(sizes), reverse=True))}")
@@ -220,5 +229,8 @@ def _summary(samples: LatencySamples) -> LatencySummary:
 
 def describe(spec: TensorSpec) -> str:
     """Return an input or output as ``name float32 (N, 3, 32, 32)``."""
-    dims = ", ".join("N" if size is None and axis == 0 else "?" if size is None else str(size) for axis, size in enumerate(spec.shape))
+    dims = ", ".join(
+        "N" if size is None and axis == 0 else "?" if size is None else str(size)
+        for axis, size in enumerate(spec.shape)
+    )
     return f"{spec.name} {spec.dtype} ({dims})"

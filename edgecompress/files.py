@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from edgecompress.errors import OutputError
+from edgecompress.errors import EdgecompressError, OutputError
 
 _REASONS = {
     errno.ENOSPC: ("no space left on the disk", "free some space or choose another folder"),
@@ -53,6 +53,8 @@ def staged_file(path: Path, *, force: bool = False) -> Iterator[Path]:
     refuse_existing(path, force=force)
     if path.is_dir():
         raise OutputError(f"{path}: it is a folder", hint="name a file")
+    if path.exists() and not path.is_file():  # the rename at the end would put a file in the place of a device
+        raise OutputError(f"{path}: it is not a regular file", hint="name a file")
     with output_errors(path), _created_parents(path.parent):
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(handle)
@@ -87,6 +89,10 @@ def staged_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
                 _merge(staging, path)
             else:
                 staging.rename(path)
+        except EdgecompressError as error:  # name what the user knows: the staging folder is gone by then
+            for name in (staging.absolute(), staging):
+                error.message = error.message.replace(str(name), str(path))
+            raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 

@@ -1,15 +1,18 @@
-"""Run a model that is in memory: for calibration and for the checks between passes. Measuring is done elsewhere, in a child process."""
+"""Run a model that is in memory: to calibrate, and to check passes. Measuring is done in a child process, elsewhere."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 
 from edgecompress.errors import ModelError
-from edgecompress.model import Array, Model, inlined
 from edgecompress.runtime.session import import_runtime, runtime_error
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from edgecompress.model import Array, Model
 
 _SILENT = 4
 
@@ -17,9 +20,10 @@ _SILENT = 4
 def open_session(model: Model, extra_outputs: Sequence[str] = ()) -> Any:
     """Return an ``onnxruntime.InferenceSession`` that also yields the inner tensors named in ``extra_outputs``.
 
-    Raises ``ModelError`` with the runtime's reason.
+    External payloads are mapped by the runtime, so the model may have any size. Raises ``ModelError`` with the
+    runtime's reason.
     """
-    proto = inlined(model)
+    proto = model.proto
     if extra_outputs:
         exposed = onnx.ModelProto()
         exposed.CopyFrom(proto)
@@ -29,6 +33,11 @@ def open_session(model: Model, extra_outputs: Sequence[str] = ()) -> Any:
     runtime = import_runtime()
     options = runtime.SessionOptions()
     options.log_severity_level = _SILENT
+    # Idle threads of the runtime would otherwise keep the cores busy while numpy works on what a run gave.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(model.folder.resolve())
+    )
     try:
         return runtime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's errors have no common base

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from edgecompress.errors import ModelError
-from edgecompress.graph import Graph, is_weight_constant, values_of
-from edgecompress.model import Array, infer_shapes, signature
+from edgecompress.graph import Graph, is_weight_constant, operator
+from edgecompress.macs import Shapes, count_macs
+from edgecompress.model import infer_shapes, signature
+from edgecompress.tensors import type_name
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
 
 Op = Literal["Gemm", "MatMul", "Conv", "ConvTranspose", "LSTM", "GRU", "Gather"]
 Orientation = Literal["as_is", "transposed", "deconvolution"]
@@ -28,6 +32,15 @@ _WEIGHT_INPUTS: dict[str, tuple[int, ...]] = {
     "GRU": (1, 2),
     "Gather": (0,),
 }
+_RANKS = {  # of the stored weight, least and most
+    "Gemm": (2, 2),
+    "MatMul": (2, 99),
+    "Conv": (3, 99),
+    "ConvTranspose": (3, 99),
+    "LSTM": (3, 3),
+    "GRU": (3, 3),
+    "Gather": (2, 99),
+}
 _FLOAT_TYPES = (np.float16, np.float32, np.float64)
 
 
@@ -37,7 +50,8 @@ class Layer:
 
     ``shape`` is canonical: ``(C_out, C_in / groups, *kernel)``; recurrent weights and tables keep their own shape.
     ``macs`` are multiply-accumulates of one run of the model, ``None`` where a shape is unknown.
-    ``fixed_form`` says why the layer may be clustered but not factorized, ``None`` where it may be.
+    ``fixed_form`` says why the layer may be clustered but not factorized, ``None`` where it may be. ``is_mixed``: the
+    nodes that share the weight differ in kind, orientation or groups.
     """
 
     name: str
@@ -50,6 +64,13 @@ class Layer:
     nodes: tuple[gs.Node, ...]
     constant: gs.Constant
     fixed_form: str | None
+    is_mixed: bool = False
+
+    @property
+    def takes_moments(self) -> bool:
+        """Whether the inputs' second moment says how the output depends on each weight."""
+        is_stack = self.op == "MatMul" and len(self.shape) > 2
+        return self.op in FACTORIZABLE_OPS and not is_stack and not self.is_mixed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +85,7 @@ class Skip:
 
 
 def find_layers(graph: Graph, free: Mapping[str, tuple[int, ...]] | None = None) -> list[Layer | Skip]:
-    """Return the layers in graph order, one entry per weight, however many nodes share it.
+    """Return the layers in graph order, one entry per weight, however many nodes share it; those of bodies come last.
 
     ``free`` gives the input shapes that MACs are counted for; by default free dimensions are 1 (batch) and 8.
     """
@@ -73,9 +94,8 @@ def find_layers(graph: Graph, free: Mapping[str, tuple[int, ...]] | None = None)
     for node in graph.surgeon.nodes:
         for entry in _entries(node, shapes):
             found[entry.name] = _shared(found[entry.name], entry) if entry.name in found else entry
-    for skip in _nested_weights(graph):
-        found[skip.name] = skip if skip.name not in found else _used_in_body(found[skip.name])
-    return list(found.values())
+    entries = [entry if isinstance(entry, Skip) else _with_other_uses(graph, entry) for entry in found.values()]
+    return [*entries, *_nested_weights(graph, found)]
 
 
 def default_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
@@ -87,89 +107,75 @@ def default_shapes(graph: Graph) -> dict[str, tuple[int, ...]]:
     }
 
 
-def read_weight(graph: Graph, layer: Layer) -> Array:
-    """Return a layer's weight in canonical orientation. Raises ``ModelError`` where it holds NaN or Inf."""
-    values = values_of(graph, layer.constant)
-    check_finite(layer.name, values)
-    return canonical(values, layer)
-
-
-def check_finite(name: str, values: Array) -> None:
-    """Raise ``ModelError`` where ``values`` hold NaN or Inf; memory stays bounded for mapped weights."""
-    flat = values.reshape(-1)
-    step = 1 << 22
-    bad = sum(int(np.count_nonzero(~np.isfinite(flat[start : start + step]))) for start in range(0, flat.size, step))
-    if bad:
-        raise ModelError(
-            f"weight {name!r} holds {bad} NaN or Inf values", hint="the model is damaged; export it again from its source"
-        )
-
-
-def canonical(values: Array, layer: Layer) -> Array:
-    """Turn stored weight values into ``(C_out, C_in / groups, *kernel)``."""
-    if layer.orientation == "transposed":
-        return np.swapaxes(values, -1, -2)
-    if layer.orientation == "deconvolution":  # stored as (C_in, C_out / groups, *kernel)
-        grouped = values.reshape(layer.groups, values.shape[0] // layer.groups, *values.shape[1:])
-        return np.swapaxes(grouped, 1, 2).reshape(layer.shape)
-    return values
-
-
-def stored(values: Array, layer: Layer) -> Array:
-    """Undo ``canonical``."""
-    if layer.orientation == "transposed":
-        return np.swapaxes(values, -1, -2)
-    if layer.orientation == "deconvolution":
-        out = values.shape[0] // layer.groups
-        grouped = values.reshape(layer.groups, out, *values.shape[1:])
-        return np.swapaxes(grouped, 1, 2).reshape(layer.groups * values.shape[1], out, *values.shape[2:])
-    return values
-
-
-def _entries(node: gs.Node, shapes: Mapping[str, tuple[int | None, ...]]) -> Iterator[Layer | Skip]:
+def _entries(node: gs.Node, shapes: Shapes) -> Iterator[Layer | Skip]:
     """Yield the weights of one node."""
-    if node.domain not in (None, "", "ai.onnx"):
-        return
-    for position in _WEIGHT_INPUTS.get(node.op, ()):
+    op = operator(node)
+    for position in _WEIGHT_INPUTS.get(op, ()):
         tensor = node.inputs[position] if position < len(node.inputs) else None
         if tensor is None or not tensor.name:
             continue
         if not is_weight_constant(tensor):
-            reason = _why_not_constant(node, tensor)
-            if reason is not None:
-                yield Skip(name=tensor.name, op=node.op, shape=(), parameters=0, reason=reason)
+            skip = _not_stored(op, tensor)
+            if skip is not None:
+                yield skip
             continue
-        if node.op == "Gather" and (len(tensor.shape) < 2 or tensor.dtype not in _FLOAT_TYPES):
-            continue  # a look-up of a shape or of one of our own codebooks, not a table of vectors
-        if node.op == "MatMul" and len(tensor.shape) < 2:
+        if op in ("MatMul", "Gather") and len(tensor.shape) < 2:
+            continue  # a vector; a look-up of a shape or of one of our own codebooks
+        if op == "Gather" and tensor.dtype not in _FLOAT_TYPES:
             continue
         yield _layer(node, position, tensor, shapes)
-        if node.op == "MatMul":
+        if op == "MatMul":
             return
 
 
-def _layer(node: gs.Node, position: int, tensor: gs.Constant, shapes: Mapping[str, Any]) -> Layer | Skip:
-    shape, parameters = tuple(int(size) for size in tensor.shape), int(np.prod(tensor.shape, dtype=np.int64))
-    if tensor.dtype not in _FLOAT_TYPES:
-        reason = f"its type {tensor.dtype} is not float16, float32 or float64"
-        return Skip(name=tensor.name, op=node.op, shape=shape, parameters=parameters, reason=reason)
-    if parameters == 0:
-        return Skip(name=tensor.name, op=node.op, shape=shape, parameters=0, reason="it is empty")
+def _layer(node: gs.Node, position: int, tensor: gs.Constant, shapes: Shapes) -> Layer | Skip:
+    shape = tuple(int(size) for size in tensor.shape)
+    reason = _why_skipped(node, position, tensor)
+    if reason is not None:
+        return _skip(tensor.name, node.op, shape, reason)
+    groups = int(node.attrs.get("group", 1))
     orientation = _orientation(node, position)
-    layer = Layer(
+    if orientation == "transposed":
+        canonical_shape: tuple[int, ...] = (*shape[:-2], shape[-1], shape[-2])
+    elif orientation == "deconvolution":
+        canonical_shape = (shape[1] * groups, shape[0] // groups, *shape[2:])
+    else:
+        canonical_shape = shape
+    return Layer(
         name=tensor.name,
         op=node.op,
-        shape=shape,
-        parameters=parameters,
-        macs=_macs(node, position, shape, shapes),
+        shape=canonical_shape,
+        parameters=math.prod(shape),
+        macs=count_macs(node, position, shape, shapes),
         orientation=orientation,
-        groups=int(node.attrs.get("group", 1)),
+        groups=groups,
         nodes=(node,),
         constant=tensor,
-        fixed_form=None,
+        fixed_form=_why_fixed(node.op, canonical_shape, groups),
     )
-    layer = replace(layer, shape=_canonical_shape(layer))
-    return replace(layer, fixed_form=_why_fixed(layer))
+
+
+def _why_skipped(node: gs.Node, position: int, tensor: gs.Constant) -> str | None:
+    """Say why a constant at a weight's place cannot be compressed at all."""
+    shape = tuple(tensor.shape)
+    if tensor.dtype not in _FLOAT_TYPES:
+        name = type_name(tensor.dtype) if isinstance(tensor.dtype, int) else tensor.dtype
+        return f"its type {name} is not float16, float32 or float64"
+    if not math.prod(shape):
+        return "it is empty"
+    least, most = _RANKS[node.op]
+    if not least <= len(shape) <= most:
+        return f"a {node.op} has no weight of shape {list(shape)}"
+    groups = node.attrs.get("group", 1)
+    if groups < 1 or shape[0] % groups:
+        return f"{groups} groups do not divide its {shape[0]} channels"
+    if node.op in FACTORIZABLE_OPS and isinstance(node.inputs[0 if position else 1], gs.Constant):
+        return "the node's other input is constant too"
+    return None
+
+
+def _skip(name: str, op: str, shape: tuple[int, ...], reason: str) -> Skip:
+    return Skip(name=name, op=op, shape=shape, parameters=math.prod(shape) if shape else 0, reason=reason)
 
 
 def _orientation(node: gs.Node, position: int) -> Orientation:
@@ -179,100 +185,105 @@ def _orientation(node: gs.Node, position: int) -> Orientation:
     return "transposed" if right or (node.op == "Gemm" and not node.attrs.get("transB", 0)) else "as_is"
 
 
-def _canonical_shape(layer: Layer) -> tuple[int, ...]:
-    shape = layer.shape
-    if layer.orientation == "transposed":
-        return (*shape[:-2], shape[-1], shape[-2])
-    if layer.orientation == "deconvolution":
-        return (shape[1] * layer.groups, shape[0] // layer.groups, *shape[2:])
-    return shape
-
-
-def _why_fixed(layer: Layer) -> str | None:
-    if layer.op not in FACTORIZABLE_OPS:
-        return f"{layer.op} weights are clustered, never factorized"
-    if layer.op == "MatMul" and len(layer.shape) > 2:
+def _why_fixed(op: str, shape: tuple[int, ...], groups: int) -> str | None:
+    if op not in FACTORIZABLE_OPS:
+        return f"{op} weights are clustered, never factorized"
+    if op == "MatMul" and len(shape) > 2:
         return "a stack of matrices is not factorized"
-    if layer.groups > 1:
-        kind = "depthwise" if layer.shape[1] == 1 else "grouped"
+    if groups > 1:
+        kind = "depthwise" if shape[1] == 1 else "grouped"
         return f"a {kind} convolution is not factorized"
     return None
 
 
-def _macs(node: gs.Node, position: int, shape: tuple[int, ...], shapes: Mapping[str, Any]) -> int | None:
-    """Count the multiply-accumulates of one node for one weight."""
-    result, data = shapes.get(node.outputs[0].name), shapes.get(node.inputs[0].name)
-    count = int(np.prod(shape, dtype=np.int64))
-    if node.op == "Gather":
-        return 0
-    if node.op in ("LSTM", "GRU"):
-        return count * _product(data[:2]) if data and None not in data[:2] else None
-    if node.op == "ConvTranspose":
-        return count * data[0] * _product(data[2:]) if data and None not in data else None
-    if result is None or None in result:
+def _not_stored(op: str, tensor: gs.Tensor) -> Skip | None:
+    """Return the entry of a weight that is not a dense constant, ``None`` where it is no weight but an activation."""
+    if isinstance(tensor, gs.Constant):
+        return _skip(tensor.name, op, tuple(tensor.shape), "it is stored as a sparse tensor")
+    producer = tensor.inputs[0] if tensor.inputs else None
+    indices = _codebook_indices(producer)
+    if indices is not None:
+        return _skip(tensor.name, op, tuple(indices.shape), "it is a codebook with indices already")
+    if op != "Gather" and producer is not None and _is_constant(tensor):
+        return _skip(tensor.name, op, (), f"a {producer.op} node computes it from constants")
+    if op not in ("MatMul", "Gemm", "Gather"):
+        return _skip(tensor.name, op, (), "it is computed while the model runs")
+    return None
+
+
+def _codebook_indices(producer: Any) -> gs.Constant | None:
+    """Return the indices where a node looks values up in a codebook: ``Gather(codebook, Cast(indices))``."""
+    if producer is None or operator(producer) != "Gather" or not is_weight_constant(producer.inputs[0]):
         return None
-    if node.op == "Conv":
-        return count * int(result[0]) * _product(result[2:])
-    inner = shape[-1] if (node.op == "MatMul" and position == 0) or node.attrs.get("transB", 0) else shape[-2]
-    return _product(result) * inner
+    for cast in producer.inputs[1].inputs:
+        if cast.op == "Cast" and is_weight_constant(cast.inputs[0]) and len(producer.inputs[0].shape) == 1:
+            return cast.inputs[0]
+    return None
 
 
-def _product(sizes: tuple[int, ...]) -> int:
-    return int(np.prod(sizes, dtype=np.int64))
-
-
-def _why_not_constant(node: gs.Node, tensor: gs.Tensor) -> str | None:
-    """Say why a weight that is not a constant is skipped; ``None`` where it is no weight at all but an activation."""
-    producer = tensor.inputs[0] if getattr(tensor, "inputs", None) else None
-    if producer is None or not any(is_weight_constant(source) for source in producer.inputs[:1]):
-        fixed = node.op not in ("MatMul", "Gather", "Gemm")
-        return "its weight is computed while the model runs" if fixed else None
-    if node.op == "Gather":
-        return None
-    return f"its weight is the output of a {producer.op} node, not stored as floats"
+def _is_constant(tensor: gs.Tensor, depth: int = 8) -> bool:
+    """Tell whether a tensor is a constant, or computed from constants alone in at most ``depth`` steps."""
+    if isinstance(tensor, gs.Constant) or not tensor.inputs or not depth:
+        return isinstance(tensor, gs.Constant)
+    return all(_is_constant(source, depth - 1) for source in tensor.inputs[0].inputs if source.name)
 
 
 def _shared(first: Layer | Skip, second: Layer | Skip) -> Layer | Skip:
     """Join the entries of two nodes that use the same weight."""
     if isinstance(first, Skip) or isinstance(second, Skip):
-        return first
+        return first if isinstance(first, Skip) else second
     macs = None if first.macs is None or second.macs is None else first.macs + second.macs
-    fixed = first.fixed_form or second.fixed_form
-    if fixed is None and (first.op, first.orientation) != (second.op, second.orientation):
-        fixed = "nodes of different kinds share this weight"
-    if first.op == "Conv" and fixed is None:
-        fixed = "several convolutions share this weight"
-    return replace(first, nodes=(*first.nodes, *second.nodes), macs=macs, fixed_form=fixed)
+    nodes = (*first.nodes, *second.nodes)
+    if (first.op, first.orientation, first.groups) == (second.op, second.orientation, second.groups):
+        return replace(first, nodes=nodes, macs=macs)
+    why = first.fixed_form or second.fixed_form or "nodes of different kinds share this weight"
+    return replace(first, nodes=nodes, macs=macs, fixed_form=why, is_mixed=True)
 
 
-def _used_in_body(entry: Layer | Skip) -> Layer | Skip:
-    if isinstance(entry, Skip):
-        return entry
-    return replace(entry, fixed_form="the body of a control-flow node uses this weight too")
+def _with_other_uses(graph: Graph, layer: Layer) -> Layer:
+    """Fix the form of a weight that something else needs as it is: factors would come on top, not in its place."""
+    if layer.name in graph.body_names:
+        why = "the body of a control-flow node uses this weight too"
+    elif layer.name in graph.output_names:
+        why = "the model gives this weight as an output"
+    elif len(layer.constant.outputs) != len(layer.nodes):
+        why = "nodes of other kinds use this weight too"
+    else:
+        return layer
+    return replace(layer, fixed_form=layer.fixed_form or why)
 
 
-def _nested_weights(graph: Graph) -> Iterator[Skip]:
-    """Yield the weights of nodes inside control-flow bodies."""
+def _nested_weights(graph: Graph, found: Mapping[str, Layer | Skip]) -> Iterator[Skip]:
+    """Yield the weights of nodes inside control-flow bodies, but for those that top-level nodes use as well.
+
+    Bodies may use a name twice (both branches of an If): the second one is reported as ``<name>_2``.
+    """
+    seen: dict[str, gs.Constant] = {}
     for body in graph.surgeon.subgraphs(recursive=True):
         for node in body.nodes:
-            for position in _WEIGHT_INPUTS.get(node.op, ()):
-                tensor = node.inputs[position] if position < len(node.inputs) else None
-                constant = _constant_of(tensor)
+            for position in _WEIGHT_INPUTS.get(operator(node), ()):
+                tensor: Any = node.inputs[position] if position < len(node.inputs) else None
+                constant = _constant_behind(tensor)
                 if constant is None or constant.dtype not in _FLOAT_TYPES or len(constant.shape) < 2:
                     continue
-                yield Skip(
-                    name=tensor.name,
-                    op=node.op,
-                    shape=tuple(constant.shape),
-                    parameters=int(np.prod(constant.shape, dtype=np.int64)),
-                    reason="inside the body of a control-flow node (If, Loop or Scan)",
-                )
+                entry = found.get(tensor.name)
+                if isinstance(entry, Layer) and entry.constant is constant:
+                    continue
+                name, number = tensor.name, 1
+                while name in found or (name in seen and seen[name] is not constant):
+                    number += 1
+                    name = f"{tensor.name}_{number}"
+                if name not in seen:
+                    seen[name] = constant
+                    yield _skip(
+                        name, node.op, tuple(constant.shape), "it is used in the body of an If, Loop or Scan node"
+                    )
 
 
-def _constant_of(tensor: Any) -> gs.Constant | None:
-    """Return the constant behind a tensor: itself, or the value of the Constant node that makes it."""
+def _constant_behind(tensor: Any) -> gs.Constant | None:
+    """Return the dense constant that a tensor is, or that the Constant node that makes it holds."""
     if is_weight_constant(tensor):
         return tensor
     producer = tensor.inputs[0] if getattr(tensor, "inputs", None) else None
-    value = producer.attrs.get("value") if producer is not None and producer.op == "Constant" else None
+    value = producer.attrs.get("value") if producer is not None and operator(producer) == "Constant" else None
     return value if is_weight_constant(value) else None

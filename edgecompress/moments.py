@@ -39,19 +39,27 @@ class Moments:
 def accumulate(moments: Moments | None, layer: str, patches: Array, *, full: bool) -> Moments:
     """Add a batch of input patches, shape ``(positions, groups, d)``, to the moments gathered so far.
 
-    Products are formed in the precision of ``patches`` (one matrix product per group) and summed in float64.
+    Products are formed in the precision of ``patches`` (one matrix product per group), in float64 where they overflow,
+    and summed in float64.
     """
-    by_group = np.ascontiguousarray(patches.transpose(1, 0, 2))
-    if full:
-        total = np.matmul(by_group.transpose(0, 2, 1), by_group).astype(np.float64)
-    else:
-        total = np.einsum("gpd,gpd->gd", by_group, by_group, dtype=np.float64)
+    groups = [np.ascontiguousarray(patches[:, group]) for group in range(patches.shape[1])]
+    with np.errstate(over="ignore", invalid="ignore"):
+        total = np.stack([_products(rows, full) for rows in groups])
+    if not np.isfinite(total).all():
+        total = np.stack([_products(rows.astype(np.float64), full) for rows in groups])
     count = patches.shape[0]
     if moments is None:
         return Moments(layer, total / count, count)
     merged = moments.count + count
     mean = moments.second_moment * (moments.count / merged) + total / merged
     return Moments(layer, mean, merged)
+
+
+def _products(rows: Array, full: bool) -> Array:
+    """Return the sum of ``x x^T``, or of its diagonal, over the rows."""
+    if full:  # x.T @ x of one array is a symmetric product for BLAS: half the work
+        return np.asarray(rows.T @ rows, dtype=np.float64)
+    return np.asarray(np.einsum("pd,pd->d", rows, rows, dtype=np.float64))
 
 
 def regularised(second_moment: Array, damping: float = 0.01) -> Array:
@@ -64,6 +72,12 @@ def regularised(second_moment: Array, damping: float = 0.01) -> Array:
     if mean <= 0.0:
         return np.eye(second_moment.shape[0])
     return second_moment + damping * mean * np.eye(second_moment.shape[0])
+
+
+def regularised_diagonal(diagonal: Array, damping: float = 0.01) -> Array:
+    """Return the diagonal of ``regularised(np.diag(diagonal))`` without forming the matrix."""
+    mean = float(np.mean(diagonal))
+    return diagonal + damping * mean if mean > 0.0 else np.ones_like(diagonal)
 
 
 def output_errors(weight: Array, approximation: Array, moments: Moments) -> tuple[float, float]:

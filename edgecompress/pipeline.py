@@ -6,16 +6,19 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from threadpoolctl import threadpool_limits
+
 from edgecompress.calibrate import calibrate
 from edgecompress.container import pack
 from edgecompress.data import check_shapes, for_validation, split
 from edgecompress.devices import open_runner
+from edgecompress.errors import OutputError, RecipeError
 from edgecompress.evidence import Outcome, accuracy_of, latency_of, layer_plots, layer_rows, outputs_of
 from edgecompress.facts import caveats, model_facts, tool_facts
 from edgecompress.files import refuse_existing, sha256_of, staged_folder
 from edgecompress.graph import integer_limits, open_graph
 from edgecompress.layers import Layer, Skip, default_shapes, find_layers
-from edgecompress.model import load_model, payload_bytes, save_model, signature, stored_bytes
+from edgecompress.model import load_model, payload_bytes, signature, stored_bytes
 from edgecompress.passes.factorize import factorize, solve_low_rank
 from edgecompress.passes.prepare import prepare
 from edgecompress.passes.run import run_pass
@@ -24,6 +27,7 @@ from edgecompress.plan import make_plan, plan_to_json, read_plan
 from edgecompress.recipe import Recipe, check_recipe, recipe_hash
 from edgecompress.report.html import to_html
 from edgecompress.report.model import Report, Size, StageBytes, compression_ratio, to_json
+from edgecompress.save import save_model
 from edgecompress.validate import random_rows, rows_of, sample_feeds, validate
 
 if TYPE_CHECKING:
@@ -36,7 +40,7 @@ if TYPE_CHECKING:
     from edgecompress.data import DataSet
     from edgecompress.model import Array, Model, TensorSpec
     from edgecompress.moments import Moments
-    from edgecompress.plan import Plan
+    from edgecompress.plan import LayerPlan, Plan
     from edgecompress.report.model import Latency
     from edgecompress.validate import TestRows, Validation
 
@@ -99,8 +103,16 @@ def compress(source: Path, out: Path, request: Request | None = None) -> Report:
     Raises:
         RecipeError, ModelError, DataError, PassError, OutputError: see ``edgecompress.errors``.
     """
-    request = request or Request()
+    # One thread: the products are small, so that more mostly wait for each other, and the last digits of a sum
+    # depend on how many share it, while the same input has to give the same bytes on every machine.
+    with threadpool_limits(limits=1, user_api="blas"):
+        return _compress(source, out, request or Request())
+
+
+def _compress(source: Path, out: Path, request: Request) -> Report:
     refuse_existing(out, force=request.force)
+    if source.resolve() in ((out / MODEL_FILE).resolve(), (out / CONTAINER_FILE).resolve()):
+        raise OutputError(f"{source}: the output would replace the input", hint="choose another folder")
     case = _open(source, request)
 
     prepared, _ = run_pass(case.model, "prepare", prepare, case.feeds)
@@ -173,9 +185,19 @@ def _layers(entries: list[Layer | Skip]) -> list[Layer]:
 def _plan(case: _Case, entries: list[Layer | Skip], request: Request) -> Plan:
     digest = sha256_of(case.model.path)
     if request.plan is not None:
-        return read_plan(request.plan, model_sha256=digest, entries=entries)
+        plan = read_plan(request.plan, model_sha256=digest, entries=entries)
+        if case.calibration is None and any(_is_calibrated(entry) for entry in plan.layers):
+            raise RecipeError(
+                f"{request.plan}: the plan has calibrated layers, which need data",
+                hint="give --data, or set calibrated to false in the plan",
+            )
+        return plan
     check_recipe(request.recipe, entries)
     return make_plan(request.recipe, entries, model_sha256=digest, calibrated=case.calibration is not None)
+
+
+def _is_calibrated(entry: LayerPlan) -> bool:
+    return any(stage is not None and stage.calibrated for stage in (entry.factorize, entry.weights))
 
 
 def _calibrate(case: _Case, model: Model, layers: list[Layer], request: Request) -> dict[str, Moments]:

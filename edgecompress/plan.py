@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgecompress.errors import RecipeError, did_you_mean
 from edgecompress.factorize.forms import low_rank_parameters, rank_for_share
 from edgecompress.layers import Layer, Skip
 from edgecompress.recipe import CLUSTER_SCHEMES, FACTORIZE_SCHEMES, Recipe, Settings, resolve
 
-SCHEMA_VERSION = 1
-_CODEBOOK_OVERHEAD_BYTES = 160  # two nodes, two tensors, an entry in the container
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
+SCHEMA_VERSION = 1
+_START_AGAIN = "start again from the plan.json of an earlier compress"
+_CODEBOOK_OVERHEAD_BYTES = 160  # two nodes, two tensors, an entry in the container
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +58,11 @@ class Plan:
 
 
 def make_plan(recipe: Recipe, entries: Sequence[Layer | Skip], *, model_sha256: str, calibrated: bool) -> Plan:
-    """Decide for every layer; ``calibrated`` says that moments will be there."""
+    """Decide for every layer; ``calibrated`` says that there will be moments of those layers that take them."""
     plans = tuple(
         LayerPlan(layer=entry.name, factorize=None, weights=None, reason=entry.reason)
         if isinstance(entry, Skip)
-        else _layer_plan(entry, resolve(recipe, entry), calibrated)
+        else _layer_plan(entry, resolve(recipe, entry), calibrated and entry.takes_moments)
         for entry in entries
     )
     return Plan(schema_version=SCHEMA_VERSION, model_sha256=model_sha256, layers=plans)
@@ -94,7 +96,7 @@ def _factorize_plan(layer: Layer, settings: Settings, calibrated: bool) -> tuple
 
 def pays_off(count: int, item_bytes: int, bits: int) -> bool:
     """Tell whether ``count`` values are smaller as indices of ``bits`` and a codebook than as they are."""
-    return count * bits / 8 + 2**bits * item_bytes + _CODEBOOK_OVERHEAD_BYTES < count * item_bytes
+    return bool(count * bits / 8 + 2**bits * item_bytes + _CODEBOOK_OVERHEAD_BYTES < count * item_bytes)
 
 
 def plan_to_json(plan: Plan) -> str:
@@ -105,44 +107,47 @@ def plan_to_json(plan: Plan) -> str:
 def read_plan(path: Path, *, model_sha256: str, entries: Sequence[Layer | Skip]) -> Plan:
     """Read a plan, which may have been edited, and check that it fits the model.
 
-    Raises ``RecipeError``: malformed, made for another model, names an unknown layer, or asks for what a layer cannot have.
+    Raises ``RecipeError``: malformed, made for another model, names a layer that is unknown or there twice, or asks for
+    what a layer cannot have.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}", hint="check the path") from error
-    except ValueError as error:
-        raise RecipeError(f"{path}: not JSON: {error}", hint="start again from the plan.json of an earlier compress") from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: not JSON: {error}", hint=_START_AGAIN) from error
     where = str(path)
     content = _object(content, ("schema_version", "model_sha256", "layers"), where)
-    if content["schema_version"] != SCHEMA_VERSION:
-        raise RecipeError(f"{path}: schema_version {content['schema_version']!r} is not {SCHEMA_VERSION}", hint="make it again")
+    version = content["schema_version"]
+    if isinstance(version, bool) or version != SCHEMA_VERSION:
+        raise RecipeError(f"{path}: schema_version {version!r} is not {SCHEMA_VERSION}", hint="make it again")
     if content["model_sha256"] != model_sha256:
         raise RecipeError(f"{path}: the plan was made for another model", hint="use the plan of this very model file")
     if not isinstance(content["layers"], list):
-        raise RecipeError(f"{path}: layers must be a list", hint="start again from an unedited plan")
+        raise RecipeError(f"{path}: layers must be a list", hint=_START_AGAIN)
     known = {entry.name: entry for entry in entries}
     given: dict[str, LayerPlan] = {}
     for item in content["layers"]:
         entry = _object(item, ("layer", "factorize", "weights", "reason"), where)
         name = entry["layer"]
-        if name not in known:
+        if not isinstance(name, str) or name not in known:
             raise RecipeError(f"{path}: the model has no layer {name!r}", hint=did_you_mean(str(name), known))
+        if name in given:
+            raise RecipeError(f"{path}: layer {name!r} is there twice", hint="remove one of the two")
         given[name] = _read_layer(entry, known[name], f"{where}: layer {name!r}")
-    absent = "not in the plan"
-    return Plan(
-        schema_version=SCHEMA_VERSION,
-        model_sha256=model_sha256,
-        layers=tuple(
-            given.get(name, LayerPlan(layer=name, factorize=None, weights=None, reason=absent)) for name in known
-        ),
-    )
+    layers = (given.get(name) or _untouched(name, "not in the plan") for name in known)
+    return Plan(schema_version=SCHEMA_VERSION, model_sha256=model_sha256, layers=tuple(layers))
+
+
+def _untouched(name: str, reason: str) -> LayerPlan:
+    return LayerPlan(layer=name, factorize=None, weights=None, reason=reason)
 
 
 def _object(value: Any, keys: Sequence[str], where: str) -> dict[str, Any]:
     """Return ``value`` as an object with exactly ``keys``; a missing ``reason`` is ``None``."""
     if not isinstance(value, dict):
-        raise RecipeError(f"{where}: expected an object with {', '.join(keys)}, found {value!r}"[:200], hint="start again from an unedited plan")
+        found = f"{where}: expected an object with {', '.join(keys)}, found {value!r}"
+        raise RecipeError(found[:200], hint=_START_AGAIN)
     for key in value:
         if key not in keys:
             raise RecipeError(f"{where}: unknown key {key!r}", hint=did_you_mean(key, keys))
@@ -154,40 +159,66 @@ def _object(value: Any, keys: Sequence[str], where: str) -> dict[str, Any]:
 
 def _read_layer(entry: Mapping[str, Any], layer: Layer | Skip, where: str) -> LayerPlan:
     reason = entry["reason"]
+    if not isinstance(reason, str | None):
+        raise RecipeError(f"{where}: reason must be text or null, not {reason!r}", hint="correct the value")
     if isinstance(layer, Skip):
         if entry["factorize"] is not None or entry["weights"] is not None:
             raise RecipeError(f"{where} cannot be compressed: {layer.reason}", hint="set factorize and weights to null")
-        return LayerPlan(layer=layer.name, factorize=None, weights=None, reason=layer.reason)
-    factorize = weights = None
-    if entry["factorize"] is not None:
-        asked = _object(entry["factorize"], ("scheme", "rank", "calibrated"), f"{where}: factorize")
-        _member(asked["scheme"], FACTORIZE_SCHEMES[1:], f"{where}: scheme")
-        rank, calibrated = asked["rank"], _flag(asked["calibrated"], where)
-        most = min(layer.shape[0], layer.parameters // layer.shape[0])
-        if layer.fixed_form is not None:
-            raise RecipeError(f"{where} cannot be factorized: {layer.fixed_form}", hint="set factorize to null")
-        if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= most:
-            raise RecipeError(f"{where}: rank must be a whole number from 1 to {most}, not {rank!r}", hint="correct the rank")
-        if low_rank_parameters(layer.shape, rank) >= layer.parameters:
-            reason = f"rank {rank} would not lower its {layer.parameters} parameters"
-        else:
-            factorize = FactorizePlan(scheme=asked["scheme"], rank=rank, calibrated=calibrated)
-    if entry["weights"] is not None:
-        asked = _object(entry["weights"], ("scheme", "bits", "calibrated"), f"{where}: weights")
-        _member(asked["scheme"], CLUSTER_SCHEMES[1:], f"{where}: scheme")
-        bits, calibrated = asked["bits"], _flag(asked["calibrated"], where)
-        if isinstance(bits, bool) or not isinstance(bits, int) or not 1 <= bits <= 8:
-            raise RecipeError(f"{where}: bits must be a whole number from 1 to 8, not {bits!r}", hint="correct the bits")
-        weights = WeightsPlan(scheme=asked["scheme"], bits=bits, calibrated=calibrated)
+        return _untouched(layer.name, layer.reason)
+    factorize = _read_factorize(entry["factorize"], layer, f"{where}: factorize")
+    if factorize is not None and low_rank_parameters(layer.shape, factorize.rank) >= layer.parameters:
+        reason = f"rank {factorize.rank} would not lower its {layer.parameters} parameters"
+        factorize = None
+    weights = _read_weights(entry["weights"], layer, f"{where}: weights")
     return LayerPlan(layer=layer.name, factorize=factorize, weights=weights, reason=reason)
 
 
-def _member(value: Any, allowed: Sequence[str], where: str) -> None:
-    if value not in allowed:
-        raise RecipeError(f"{where} must be one of {', '.join(allowed)}, not {value!r}", hint="correct the scheme")
+def _read_factorize(value: Any, layer: Layer, where: str) -> FactorizePlan | None:
+    if value is None:
+        return None
+    if layer.fixed_form is not None:
+        raise RecipeError(f"{where} cannot be done: {layer.fixed_form}", hint="set factorize to null")
+    asked = _object(value, ("scheme", "rank", "calibrated"), where)
+    return FactorizePlan(
+        scheme=_scheme(asked["scheme"], FACTORIZE_SCHEMES, where),
+        rank=_whole(asked["rank"], min(layer.shape[0], layer.parameters // layer.shape[0]), f"{where}: rank"),
+        calibrated=_calibrated(asked["calibrated"], layer, where),
+    )
 
 
-def _flag(value: Any, where: str) -> bool:
+def _read_weights(value: Any, layer: Layer, where: str) -> WeightsPlan | None:
+    if value is None:
+        return None
+    asked = _object(value, ("scheme", "bits", "calibrated"), where)
+    return WeightsPlan(
+        scheme=_scheme(asked["scheme"], CLUSTER_SCHEMES, where),
+        bits=_whole(asked["bits"], 8, f"{where}: bits"),
+        calibrated=_calibrated(asked["calibrated"], layer, where),
+    )
+
+
+def _scheme(value: Any, allowed: Sequence[str], where: str) -> str:
+    """Return the name of a scheme; a stage is left out with ``null``, not with ``"none"``."""
+    schemes = [scheme for scheme in allowed if scheme != "none"]
+    if value not in schemes:
+        raise RecipeError(
+            f"{where}: scheme must be one of {', '.join(schemes)}, not {value!r}",
+            hint="correct the scheme, or write null in place of the whole object",
+        )
+    return str(value)
+
+
+def _whole(value: Any, most: int, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise RecipeError(f"{where} must be a whole number from 1 to {most}, not {value!r}", hint="correct the value")
+    return value
+
+
+def _calibrated(value: Any, layer: Layer, where: str) -> bool:
     if not isinstance(value, bool):
         raise RecipeError(f"{where}: calibrated must be true or false, not {value!r}", hint="correct the value")
+    if value and not layer.takes_moments:
+        raise RecipeError(
+            f"{where}: a {layer.op} layer such as this one is never calibrated", hint="set calibrated to false"
+        )
     return value

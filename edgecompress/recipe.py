@@ -6,13 +6,15 @@ import fnmatch
 import hashlib
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgecompress.errors import RecipeError, did_you_mean
 from edgecompress.layers import FACTORIZABLE_OPS, Layer, Skip
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
 FACTORIZE_SCHEMES = ("none", "svd")
 CLUSTER_SCHEMES = ("none", "kmeans")
@@ -47,7 +49,7 @@ class Recipe:
 
 
 def read_recipe(path: Path) -> Recipe:
-    """Read a recipe: settings at the top level for all layers, ``[ops.Conv]`` and ``[layers."name or pattern"]`` tables.
+    """Read a recipe: settings for all layers at the top, ``[ops.Conv]`` and ``[layers."name or pattern"]`` tables.
 
     Raises ``RecipeError`` naming the key or value that is wrong.
     """
@@ -55,7 +57,7 @@ def read_recipe(path: Path) -> Recipe:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}", hint="check the path") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise RecipeError(f"{path}: not a TOML file: {error}", hint="see docs/recipe.md for an example") from error
     sections = {name: content.pop(name, {}) for name in _SECTIONS}
     for name, section in sections.items():
@@ -80,7 +82,7 @@ def _settings(entry: Mapping[str, Any], where: str, *, extra: Sequence[str] = ()
 
 
 def check_settings(settings: Settings, where: str) -> Settings:
-    """Return ``settings`` when every value is in its allowed set. Raises ``RecipeError`` naming the value and the set."""
+    """Return ``settings`` if every value is in its allowed set. Raises ``RecipeError`` naming the value and the set."""
     _choice(settings.factorize, FACTORIZE_SCHEMES, f"{where}: factorize")
     _choice(settings.cluster, CLUSTER_SCHEMES, f"{where}: cluster")
     _whole(settings.bits, 1, 8, f"{where}: bits")
@@ -97,7 +99,9 @@ def check_settings(settings: Settings, where: str) -> Settings:
 
 def _choice(value: Any, allowed: Sequence[str], where: str) -> None:
     if value is not None and value not in allowed:
-        raise RecipeError(f"{where} must be one of {', '.join(allowed)}, not {value!r}", hint=did_you_mean(str(value), allowed))
+        raise RecipeError(
+            f"{where} must be one of {', '.join(allowed)}, not {value!r}", hint=did_you_mean(str(value), allowed)
+        )
 
 
 def _whole(value: Any, least: int, most: int | None, where: str) -> None:
@@ -112,22 +116,24 @@ def with_overrides(recipe: Recipe, overrides: Settings) -> Recipe:
     """Return the recipe with command-line settings in place of those for all layers."""
     given = {key: value for key, value in asdict(overrides).items() if value is not None}
     everywhere = recipe.everywhere
-    if "rank" in given or "keep" in given:
+    if "rank" in given or "keep" in given or given.get("factorize") == "none":
         everywhere = replace(everywhere, rank=None, keep=None)
     return replace(recipe, everywhere=check_settings(replace(everywhere, **given), "options"))
 
 
 def resolve(recipe: Recipe, layer: Layer) -> Settings:
-    """Return the full settings of a layer: its own name, then patterns in file order, then its operator, then all layers.
+    """Return the full settings of a layer: its name, then patterns in file order, then its operator, then all layers.
 
-    A level that sets ``rank`` hides a ``keep`` from below it, and the other way round; either, set for a layer or an operator, asks for
-    ``svd`` where that level names no scheme.
+    A level that sets ``rank`` hides a ``keep`` from below it, and the other way round; either, set for a layer or an
+    operator, asks for ``svd`` where that level names no scheme, and ``bits`` for ``kmeans``.
     """
     levels = [recipe.layers[layer.name]] if layer.name in recipe.layers else []
-    levels += [entry for name, entry in recipe.layers.items() if name != layer.name and fnmatch.fnmatchcase(layer.name, name)]
+    levels += [
+        entry for name, entry in recipe.layers.items() if name != layer.name and fnmatch.fnmatchcase(layer.name, name)
+    ]
     specific = [*levels, *([recipe.ops[layer.op]] if layer.op in recipe.ops else [])]
     merged: dict[str, Any] = {}
-    for level in [*map(_implied_scheme, specific), recipe.everywhere]:
+    for level in [*map(_implied_schemes, specific), recipe.everywhere]:
         sized = "rank" in merged or "keep" in merged
         for key, value in asdict(level).items():
             if value is not None and not (sized and key in ("rank", "keep")):
@@ -140,24 +146,30 @@ def resolve(recipe: Recipe, layer: Layer) -> Settings:
     return Settings(**merged)
 
 
-def _implied_scheme(level: Settings) -> Settings:
-    sized = level.rank is not None or level.keep is not None
-    return replace(level, factorize="svd") if sized and level.factorize is None else level
+def _implied_schemes(level: Settings) -> Settings:
+    if level.factorize is None and (level.rank is not None or level.keep is not None):
+        level = replace(level, factorize="svd")
+    return replace(level, cluster="kmeans") if level.cluster is None and level.bits is not None else level
 
 
 def check_recipe(recipe: Recipe, entries: Sequence[Layer | Skip]) -> None:
-    """Raise ``RecipeError`` where a recipe names a layer that the model does not have, or sizes factors that nothing asks for."""
+    """Raise ``RecipeError`` for a layer that the model does not have, or a size of factors that nothing asks for."""
     names = [entry.name for entry in entries]
     for pattern in recipe.layers:
         if pattern not in names and not fnmatch.filter(names, pattern):
-            raise RecipeError(f"the recipe names layer {pattern!r}, which the model does not have", hint=did_you_mean(pattern, names))
+            raise RecipeError(
+                f"the recipe names layer {pattern!r}, which the model does not have", hint=did_you_mean(pattern, names)
+            )
     everywhere = recipe.everywhere
     sized = everywhere.rank is not None or everywhere.keep is not None
-    if sized and everywhere.factorize in (None, "none"):
+    specific = (*recipe.ops.values(), *recipe.layers.values())
+    if sized and everywhere.factorize is None and not any(entry.factorize == "svd" for entry in specific):
         raise RecipeError("rank and keep need factorize", hint="add --factorize svd (or factorize in the recipe)")
 
 
 def recipe_hash(recipe: Recipe) -> str:
     """Return a short hash that is equal for recipes that ask for the same."""
-    text = json.dumps(asdict(recipe), sort_keys=True)
+    content = asdict(recipe)
+    content["layers"] = list(content["layers"].items())  # patterns apply in this order
+    text = json.dumps(content, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -28,7 +29,7 @@ _MAX_BATCH_ROWS = 128
 _RANDOM_ROWS = 32
 
 Batch = tuple[dict[str, Array], Array | None]
-Pair = tuple[Batch, dict[str, Array], dict[str, Array], float]
+Pairs = Generator[tuple[Batch, dict[str, Array], dict[str, Array], float], None, None]
 Progress = Callable[[int, int], None]
 
 
@@ -115,31 +116,34 @@ def validate(
         DataError: the rows do not fit.
         OutputError: the temporary folder is full.
     """
-    check_comparable(open_artifact(original), open_artifact(compressed))
+    _refuse_different(original, compressed)
     state, done, elapsed_ms = start(test.metric), 0, 0.0
-    pairs = _one_after_the_other if low_memory else _side_by_side
-    for (feeds, labels), reference, outputs, milliseconds in pairs(original, compressed, test):
-        elapsed_ms += milliseconds
-        state = add(state, reference, outputs, labels=labels, inputs=feeds)
-        done += _row_count(feeds)
-        if progress:
-            progress(min(done, test.rows), test.rows)
+    pairs = (_one_after_the_other if low_memory else _side_by_side)(original, compressed, test)
+    with closing(pairs):  # an error must not leave it to the garbage collector to end the processes
+        for (feeds, labels), reference, outputs, milliseconds in pairs:
+            elapsed_ms += milliseconds
+            state = add(state, reference, outputs, labels=labels, inputs=feeds)
+            done += _row_count(feeds)
+            if progress:
+                progress(min(done, test.rows), test.rows)
     return Validation(finish(state), test.name, elapsed_ms / max(1, test.rows))
 
 
-def check_comparable(original: Model, compressed: Model) -> None:
+def _refuse_different(original: Path, compressed: Path) -> None:
     """Raise ``ModelError`` where two models do not have the same inputs and outputs, by name and type."""
-    for what, one, other in zip(("inputs", "outputs"), signature(original.proto), signature(compressed.proto), strict=True):
-        first, second = ({spec.name: spec.dtype for spec in specs} for specs in (one, other))
-        if first != second:
-            named = (", ".join(f"{name} {dtype}" for name, dtype in specs.items()) for specs in (first, second))
+    # one model at a time: what was read of the first is gone when the second is read
+    first, second = (signature(open_artifact(path).proto) for path in (original, compressed))
+    for what, one, other in zip(("inputs", "outputs"), first, second, strict=True):
+        specs = [{spec.name: spec.dtype for spec in side} for side in (one, other)]
+        if specs[0] != specs[1]:
+            left, right = (", ".join(f"{name} {dtype}" for name, dtype in side.items()) or "none" for side in specs)
             raise ModelError(
-                f"the two models have different {what}: {next(named)} in {original.path}; {next(named)} in {compressed.path}",
+                f"the two models have different {what}: {left} in {original}, but {right} in {compressed}",
                 hint="compare a model with what it was compressed to",
             )
 
 
-def _side_by_side(original: Path, compressed: Path, test: TestRows) -> Iterator[Pair]:
+def _side_by_side(original: Path, compressed: Path, test: TestRows) -> Pairs:
     """Yield each batch with the outputs of both models, and the milliseconds that the original took."""
     with Worker(original, threads=0) as first, Worker(compressed, threads=0) as second:
         for feeds, labels in test.read():
@@ -149,7 +153,7 @@ def _side_by_side(original: Path, compressed: Path, test: TestRows) -> Iterator[
             yield (feeds, labels), reference, second.run(feeds), elapsed_ms
 
 
-def _one_after_the_other(original: Path, compressed: Path, test: TestRows) -> Iterator[Pair]:
+def _one_after_the_other(original: Path, compressed: Path, test: TestRows) -> Pairs:
     """Yield what ``_side_by_side`` does, with only one of the two in memory at any time."""
     source = test.read()
     while (first := next(source, None)) is not None:
@@ -197,16 +201,17 @@ def _row_count(feeds: Mapping[str, Array]) -> int:
 
 
 def require(validation: Validation, *, min_sqnr_db: float | None, max_drop: float | None) -> None:
-    """Raise ``ToleranceError`` where an output's SQNR is below ``min_sqnr_db`` or the drop above ``max_drop`` points."""
+    """Raise ``ToleranceError`` where an output's SQNR is below ``min_sqnr_db`` or the drop above ``max_drop``."""
     misses = []
     for name, distortion in validation.comparison.outputs.items():
         identical = distortion.error_energy == 0.0 and distortion.max_abs == 0.0
         found = distortion.sqnr_db
         if min_sqnr_db is not None and not identical and (found is None or found < min_sqnr_db):
-            said = "unknown" if found is None else f"{found:.2f} dB, which"
-            misses.append(f"output {name!r}: SQNR {said} is below {min_sqnr_db:g} dB")
+            said = "unknown, not at least" if found is None else f"{found:.2f} dB is below"
+            misses.append(f"output {name!r}: SQNR {said} {min_sqnr_db:g} dB")
     drop = validation.comparison.drop_points
     if max_drop is not None and (drop is None or drop > max_drop):
-        misses.append(f"drop {'unknown' if drop is None else f'{drop:.2f}'} is above {max_drop:g} points")
+        said = "unknown, not at most" if drop is None else f"{drop:.2f} is above"
+        misses.append(f"drop {said} {max_drop:g} points")
     if misses:
         raise ToleranceError("; ".join(misses), hint="use more bits or a larger share (--bits, --keep), or allow more")

@@ -686,7 +686,7 @@ def test_a_damaged_file_leaves_nothing_behind(folder: Path) -> None:
     (folder / "d.ecz").write_bytes(damaged)
     with pytest.raises(FormatError, match=r"d.ecz: malformed .ecz file: checksum mismatch in a payload stream"):
         unpack(folder / "d.ecz", folder / "out" / "d.onnx")
-    assert list((folder / "out").iterdir()) == []
+    assert not (folder / "out").exists()  # a folder made for an output that did not come goes too
 
 
 def test_packing_a_packed_file_and_unpacking_a_model_are_refused(folder: Path) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +34,11 @@ class LowRank:
         """How many values the factors hold."""
         return int(self.left.size + self.right.size)
 
+    def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        """Return the multiply-accumulates; see ``count_macs``."""
+        shape = (self.left.shape[0], *self.right.shape[1:])
+        return count_macs("svd", shape, (self.rank,), inputs=inputs, outputs=outputs)
+
     def to_dense(self) -> Array:
         """Return the weight that the factors stand for, shape ``(O, I, *kernel)``, in float64."""
         flat = self.right.reshape(self.rank, -1).astype(np.float64)
@@ -48,3 +54,254 @@ def rank_for_share(shape: tuple[int, ...], share: float) -> int:
     """Return the largest rank whose factors hold at most ``share`` of the parameters, at least 1."""
     per_rank = low_rank_parameters(shape, 1)
     return max(1, int(share * float(np.prod(shape, dtype=np.int64)) / per_rank + 1e-9))
+
+
+FormName = Literal["svd", "svd_in", "separable", "tucker2", "cp", "spectral"]
+"""The forms by name: ``LowRank``, ``InputLowRank``, ``Separable``, ``Tucker2``, ``CP``, ``Spectral``."""
+
+# (weights of one step, where it runs): "in" before the stride, "out" after it, "mixed" after the first axis' stride only.
+_Step = tuple[int, Literal["in", "mixed", "out"]]
+
+
+@dataclass(frozen=True)
+class InputLowRank:
+    """``W[o, i, k] = sum_r left[o, r, k] right[r, i]``: channels are mixed first (1 x 1), the kernel comes second.
+
+    Shapes:
+        left: ``(O, rank, *kernel)``
+        right: ``(rank, I)``
+    """
+
+    left: Array
+    right: Array
+
+    @property
+    def rank(self) -> int:
+        """The channels between the two steps."""
+        return int(self.right.shape[0])
+
+    @property
+    def parameters(self) -> int:
+        """How many values the factors hold."""
+        return int(self.left.size + self.right.size)
+
+    def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        """Return the multiply-accumulates; see ``count_macs``."""
+        shape = (self.left.shape[0], self.right.shape[1], *self.left.shape[2:])
+        return count_macs("svd_in", shape, (self.rank,), inputs=inputs, outputs=outputs)
+
+    def to_dense(self) -> Array:
+        """Return the weight that the factors stand for, shape ``(O, I, *kernel)``, in float64."""
+        left, right = self.left.astype(np.float64), self.right.astype(np.float64)
+        return np.asarray(np.einsum("or...,ri->oi...", left, right))
+
+
+@dataclass(frozen=True)
+class Separable:
+    """``W[o, i, a, b] = sum_r horizontal[o, r, 0, b] vertical[r, i, a, 0]``: ``kh x 1``, then ``1 x kw``.
+
+    Shapes:
+        vertical: ``(rank, I, kh, 1)``
+        horizontal: ``(O, rank, 1, kw)``
+    """
+
+    vertical: Array
+    horizontal: Array
+
+    @property
+    def rank(self) -> int:
+        """The channels between the two steps."""
+        return int(self.vertical.shape[0])
+
+    @property
+    def parameters(self) -> int:
+        """How many values the factors hold."""
+        return int(self.vertical.size + self.horizontal.size)
+
+    def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        """Return the multiply-accumulates; see ``count_macs``."""
+        shape = (self.horizontal.shape[0], *self.vertical.shape[1:3], self.horizontal.shape[3])
+        return count_macs("separable", shape, (self.rank,), inputs=inputs, outputs=outputs)
+
+    def to_dense(self) -> Array:
+        """Return the weight that the factors stand for, shape ``(O, I, kh, kw)``, in float64."""
+        horizontal, vertical = self.horizontal[:, :, 0].astype(np.float64), self.vertical[..., 0].astype(np.float64)
+        return np.asarray(np.einsum("orb,ria->oiab", horizontal, vertical, optimize=True))
+
+
+@dataclass(frozen=True)
+class Tucker2:
+    """``W[o, i, k] = sum_st out_factor[o, s] core[s, t, k] in_factor[t, i]`` (Kim et al. 2016): 1 x 1, the kernel, 1 x 1.
+
+    Shapes:
+        core: ``(rank_out, rank_in, *kernel)``
+        out_factor: ``(O, rank_out)``
+        in_factor: ``(rank_in, I)``
+    """
+
+    core: Array
+    out_factor: Array
+    in_factor: Array
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """The channels that leave and that enter the core: (out, in)."""
+        return int(self.core.shape[0]), int(self.core.shape[1])
+
+    @property
+    def parameters(self) -> int:
+        """How many values the factors hold."""
+        return int(self.core.size + self.out_factor.size + self.in_factor.size)
+
+    def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        """Return the multiply-accumulates; see ``count_macs``."""
+        shape = (self.out_factor.shape[0], self.in_factor.shape[1], *self.core.shape[2:])
+        return count_macs("tucker2", shape, self.ranks, inputs=inputs, outputs=outputs)
+
+    def to_dense(self) -> Array:
+        """Return the weight that the factors stand for, shape ``(O, I, *kernel)``, in float64."""
+        core, left, right = (part.astype(np.float64) for part in (self.core, self.out_factor, self.in_factor))
+        return np.asarray(np.einsum("os,st...,ti->oi...", left, core, right, optimize=True))
+
+
+@dataclass(frozen=True)
+class CP:
+    """``W[o, i, a, b] = sum_r out_factor[o, r] vertical[r, a] horizontal[r, b] in_factor[r, i]``.
+
+    Runs as 1 x 1, depthwise ``kh x 1``, depthwise ``1 x kw``, 1 x 1 (Lebedev et al. 2015).
+
+    Shapes:
+        in_factor: ``(rank, I)``
+        vertical: ``(rank, kh)``
+        horizontal: ``(rank, kw)``
+        out_factor: ``(O, rank)``
+    """
+
+    in_factor: Array
+    vertical: Array
+    horizontal: Array
+    out_factor: Array
+
+    @property
+    def rank(self) -> int:
+        """How many components are summed."""
+        return int(self.in_factor.shape[0])
+
+    @property
+    def parameters(self) -> int:
+        """How many values the factors hold."""
+        return int(self.in_factor.size + self.vertical.size + self.horizontal.size + self.out_factor.size)
+
+    def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        """Return the multiply-accumulates; see ``count_macs``."""
+        channels = (self.out_factor.shape[0], self.in_factor.shape[1])
+        shape = (*channels, self.vertical.shape[1], self.horizontal.shape[1])
+        return count_macs("cp", shape, (self.rank,), inputs=inputs, outputs=outputs)
+
+    def to_dense(self) -> Array:
+        """Return the weight that the factors stand for, shape ``(O, I, kh, kw)``, in float64."""
+        parts = (self.out_factor, self.in_factor, self.vertical, self.horizontal)
+        return np.asarray(np.einsum("or,ri,ra,rb->oiab", *(part.astype(np.float64) for part in parts), optimize=True))
+
+
+@dataclass(frozen=True)
+class Spectral:
+    """A matrix by its lowest frequencies: ``W = B_p(O)^T @ coefficients @ B_q(d)`` with ``dct_basis`` B.
+
+    Saves storage, not work: the runtime multiplies by the whole weight.
+
+    Shapes:
+        coefficients: ``(p, q)``
+        shape: the canonical shape ``(O, I, *kernel)`` that it stands for; ``d = I * prod(kernel)``
+    """
+
+    coefficients: Array
+    shape: tuple[int, ...]
+
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """How many frequencies are kept: (of the outputs, of the inputs)."""
+        return int(self.coefficients.shape[0]), int(self.coefficients.shape[1])
+
+    @property
+    def parameters(self) -> int:
+        """How many values are stored."""
+        return int(self.coefficients.size)
+
+    def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        """Return the multiply-accumulates; see ``count_macs``."""
+        return count_macs("spectral", self.shape, self.ranks, inputs=inputs, outputs=outputs)
+
+    def to_dense(self) -> Array:
+        """Return the weight that the coefficients stand for, shape ``(O, I, *kernel)``, in float64."""
+        rows, columns = self.shape[0], int(np.prod(self.shape[1:], dtype=np.int64))
+        p, q = self.ranks
+        flat = dct_basis(p, rows).T @ self.coefficients.astype(np.float64) @ dct_basis(q, columns)
+        return np.asarray(flat.reshape(self.shape))
+
+
+def dct_basis(count: int, length: int) -> Array:
+    """Return the ``count`` lowest orthonormal DCT-II vectors of ``length`` as rows, float64.
+
+    ``B[k, i] = sqrt((2 - [k = 0]) / N) cos(pi (2 i + 1) k / (2 N))``; the phase is reduced modulo ``4 N`` in integers, so that
+    it is exact for any length.
+    """
+    phase = np.outer(np.arange(count, dtype=np.int64), 2 * np.arange(length, dtype=np.int64) + 1) % (4 * length)
+    scale = np.sqrt(np.where(np.arange(count) == 0, 1.0, 2.0) / length)
+    return np.asarray(scale[:, None] * np.cos(phase * (np.pi / (2 * length))))
+
+
+def fits(form: FormName, shape: tuple[int, ...]) -> bool:
+    """Tell whether ``form`` is defined, and not the same as a simpler one, for a canonical weight of ``shape``."""
+    if form in ("separable", "cp"):
+        return len(shape) == 4 and min(shape[2:]) > 1
+    if form in ("svd_in", "tucker2"):
+        return len(shape) > 2 and int(np.prod(shape[2:])) > 1
+    return len(shape) >= 2
+
+
+def count_parameters(form: FormName, shape: tuple[int, ...], ranks: tuple[int, ...]) -> int:
+    """Return how many values a form of a canonical weight of ``shape`` stores."""
+    if form == "spectral":
+        return ranks[0] * ranks[1]
+    return sum(weights for weights, _ in _steps(form, shape, ranks))
+
+
+def count_macs(
+    form: FormName, shape: tuple[int, ...], ranks: tuple[int, ...], *, inputs: Sequence[int], outputs: Sequence[int]
+) -> int:
+    """Return the multiply-accumulates of a form for one row of a batch.
+
+    ``inputs`` and ``outputs`` are the layer's spatial sizes before and after its stride and padding, one per kernel axis. A
+    1 x 1 step before the kernel runs at every input position; the ``kh x 1`` step of a separable form at ``outputs[0]`` rows
+    and ``inputs[1]`` columns. For Gemm and MatMul both are the sizes of the remaining axes, ``()`` for a single vector.
+    """
+    positions = {
+        "in": int(np.prod(inputs, dtype=np.int64)),
+        "mixed": int(np.prod([*outputs[:1], *inputs[1:]], dtype=np.int64)),
+        "out": int(np.prod(outputs, dtype=np.int64)),
+    }
+    return sum(weights * positions[where] for weights, where in _steps(form, shape, ranks))
+
+
+def _steps(form: FormName, shape: tuple[int, ...], ranks: tuple[int, ...]) -> list[_Step]:
+    """Return the weights of every step in the order of execution, and where it runs."""
+    outputs, channels, kernel = shape[0], shape[1], shape[2:]
+    points = int(np.prod(kernel, dtype=np.int64))
+    first, last = ranks[0], ranks[-1]
+    if form == "svd":
+        return [(first * channels * points, "out"), (outputs * first, "out")]
+    if form == "svd_in":
+        return [(first * channels, "in"), (outputs * first * points, "out")]
+    if form == "separable":
+        return [(first * channels * kernel[0], "mixed"), (outputs * first * kernel[1], "out")]
+    if form == "tucker2":
+        return [(last * channels, "in"), (first * last * points, "out"), (outputs * first, "out")]
+    if form == "cp":
+        return [
+            (first * channels, "in"),
+            (first * kernel[0], "mixed"),
+            (first * kernel[1], "out"),
+            (outputs * first, "out"),
+        ]
+    return [(outputs * channels * points, "out")]

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecompress.factorize.forms import LowRank
-from edgecompress.moments import Moments, regularised
+from edgecompress.moments import Moments, regularised, regularised_diagonal
 
 Array = NDArray[Any]
 
@@ -16,8 +16,8 @@ Array = NDArray[Any]
 def plain_svd(weight: Array, rank: int) -> LowRank:
     """Return the best rank-``rank`` form of ``weight`` in the Frobenius norm (Eckart and Young 1936).
 
-    ``weight`` has canonical shape ``(O, I, *kernel)``. The singular values are shared evenly between the factors, so that
-    both have similar ranges. Raises ``ValueError`` for a rank outside ``1 .. min(O, I * prod(kernel))``.
+    ``weight`` has canonical shape ``(O, I, *kernel)``. The singular values are shared evenly between the factors, so
+    that both have similar ranges. Raises ``ValueError`` for a rank outside ``1 .. min(O, I * prod(kernel))``.
     """
     matrix = _matrix(weight, rank)
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
@@ -28,15 +28,15 @@ def plain_svd(weight: Array, rank: int) -> LowRank:
 def calibrated_svd(weight: Array, rank: int, moments: Moments) -> LowRank:
     """Return the rank-``rank`` form that minimises ``tr((W - V) C (W - V)^T)``: the error of the layer's output.
 
-    With ``C`` the second moment of the input, the optimal ``V`` is ``U U^T W`` where ``U`` holds the leading eigenvectors
-    of ``W C W^T`` (Zhang et al. 2016, eq. 6, the linear case). The scale is shared so that both factors have the same norm per
-    component. Raises ``ValueError`` as ``plain_svd`` does, and for moments of a grouped layer.
+    With ``C`` the (regularised) second moment of the input, the optimal ``V`` is ``U U^T W`` where ``U`` holds the
+    leading eigenvectors of ``W C W^T`` (Zhang et al. 2016, eq. 6, the linear case): the left singular vectors of
+    ``W S`` for any ``S S^T = C``. Where only the diagonal of ``C`` is known, the rest counts as zero. The scale is
+    shared so that both factors have the same norm per component. Raises ``ValueError`` as ``plain_svd`` does, and for moments of a grouped layer.
     """
     matrix = _matrix(weight, rank)
-    if not moments.is_full or moments.second_moment.shape[0] != 1:
-        raise ValueError("calibrated SVD needs the full second moment of an ungrouped layer")
-    root = _square_root(regularised(moments.second_moment[0]))
-    left, _, _ = np.linalg.svd(matrix @ root, full_matrices=False)
+    if moments.second_moment.shape[0] != 1:
+        raise ValueError("calibrated SVD needs the second moment of an ungrouped layer")
+    left, _, _ = np.linalg.svd(_times_root(matrix, moments), full_matrices=False)
     basis = left[:, :rank]
     right = basis.T @ matrix
     norms = np.sqrt(np.maximum(np.linalg.norm(right, axis=1), np.finfo(np.float32).tiny))
@@ -55,10 +55,16 @@ def _matrix(weight: Array, rank: int) -> Array:
     return matrix
 
 
-def _square_root(moment: Array) -> Array:
-    """Return a matrix ``S`` with ``S S^T = moment`` (eigendecomposition: rank-deficient moments are no trouble)."""
-    values, vectors = np.linalg.eigh(moment)
-    return np.asarray(vectors * np.sqrt(np.maximum(values, 0.0)))
+def _times_root(matrix: Array, moments: Moments) -> Array:
+    """Return ``matrix @ S`` with ``S S^T`` the regularised moment."""
+    if not moments.is_full:
+        return np.asarray(matrix * np.sqrt(regularised_diagonal(moments.second_moment[0])))
+    moment = regularised(moments.second_moment[0])
+    try:
+        return np.asarray(matrix @ np.linalg.cholesky(moment))
+    except np.linalg.LinAlgError:  # rounding in a wide moment outweighs the regularisation
+        values, vectors = np.linalg.eigh(moment)
+        return np.asarray(matrix @ (vectors * np.sqrt(np.maximum(values, 0.0))))
 
 
 def _form(left: Array, right: Array, weight: Array) -> LowRank:

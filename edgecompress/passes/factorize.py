@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_graphsurgeon as gs
@@ -11,11 +11,18 @@ import onnx_graphsurgeon as gs
 from edgecompress.factorize.forms import LowRank
 from edgecompress.factorize.svd import calibrated_svd, plain_svd
 from edgecompress.graph import Graph, fresh_name, replace_nodes
-from edgecompress.layers import Layer, read_weight, stored
-from edgecompress.model import Array
-from edgecompress.moments import Moments
+from edgecompress.orientation import read_weight, stored
 from edgecompress.passes.run import Change
-from edgecompress.plan import Plan
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from edgecompress.layers import Layer
+    from edgecompress.model import Array
+    from edgecompress.moments import Moments
+    from edgecompress.plan import Plan
+
+_FIRST_OPSET_WITH_FREE_BIAS = 11
 
 
 def factorize(graph: Graph, layers: Sequence[Layer], forms: Mapping[str, LowRank]) -> Sequence[Change]:
@@ -66,10 +73,8 @@ def _take_over(node: gs.Node) -> tuple[list[gs.Tensor], list[gs.Tensor]]:
 def _matmul(graph: Graph, node: gs.Node, first: gs.Constant, second: gs.Constant) -> list[gs.Node]:
     middle = _between(graph, node, first)
     (left, right), outputs = _take_over(node)
-    if isinstance(right, gs.Constant):
-        steps = ([left, first], [middle, second])
-    else:
-        steps = ([first, right], [second, middle])
+    on_right = isinstance(right, gs.Constant)
+    steps = ([left, first], [middle, second]) if on_right else ([first, right], [second, middle])
     return [
         gs.Node("MatMul", _named(node, 0), inputs=steps[0], outputs=[middle]),
         gs.Node("MatMul", _named(node, 1), inputs=steps[1], outputs=outputs),
@@ -82,8 +87,11 @@ def _gemm(graph: Graph, node: gs.Node, first: gs.Constant, second: gs.Constant) 
     transposed = {"transB": node.attrs.get("transB", 0)}
     before = {**transposed, "transA": node.attrs.get("transA", 0)}
     after = {**transposed, "alpha": node.attrs.get("alpha", 1.0), "beta": node.attrs.get("beta", 1.0)}
+    enter = [inputs[0], first]
+    if graph.model.opset < _FIRST_OPSET_WITH_FREE_BIAS:
+        enter.append(gs.Constant(fresh_name(graph, f"{first.name}.zero"), np.zeros(1, first.dtype)))
     return [
-        gs.Node("Gemm", _named(node, 0), attrs=before, inputs=[inputs[0], first], outputs=[middle]),
+        gs.Node("Gemm", _named(node, 0), attrs=before, inputs=enter, outputs=[middle]),
         gs.Node("Gemm", _named(node, 1), attrs=after, inputs=[middle, second, *inputs[2:]], outputs=outputs),
     ]
 
@@ -92,8 +100,9 @@ def _conv(graph: Graph, node: gs.Node, first: gs.Constant, second: gs.Constant) 
     middle = _between(graph, node, first)
     inputs, outputs = _take_over(node)
     pointwise = {"kernel_shape": list(second.shape[2:])}
+    spatial = {name: value for name, value in node.attrs.items() if value != []}  # an empty list has no type to write
     return [
-        gs.Node("Conv", _named(node, 0), attrs=dict(node.attrs), inputs=[inputs[0], first], outputs=[middle]),
+        gs.Node("Conv", _named(node, 0), attrs=spatial, inputs=[inputs[0], first], outputs=[middle]),
         gs.Node("Conv", _named(node, 1), attrs=pointwise, inputs=[middle, second, *inputs[2:]], outputs=outputs),
     ]
 
@@ -134,7 +143,7 @@ def solve_low_rank(
             continue
         weight = read_weight(graph, layer)
         known = moments.get(layer.name)
-        if asked.calibrated and known is not None and known.is_full:
+        if asked.calibrated and known is not None:
             forms[layer.name] = calibrated_svd(weight, asked.rank, known)
         else:
             forms[layer.name] = plain_svd(weight, asked.rank)

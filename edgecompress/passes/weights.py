@@ -1,21 +1,29 @@
-"""Cluster weights and store them as a codebook and indices, in operators that the runtime folds when the session starts."""
+"""Cluster weights; store them as a codebook and indices, in operators that the runtime folds when a session starts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from edgecompress.cluster.forms import Clustered
 from edgecompress.cluster.kmeans import kmeans
 from edgecompress.graph import Graph, constants, fresh_name, values_of
-from edgecompress.layers import Layer, canonical, check_finite, stored
-from edgecompress.model import Array
-from edgecompress.moments import Moments
+from edgecompress.orientation import canonical, check_finite, stored
 from edgecompress.passes.run import Change
 from edgecompress.plan import Plan, pays_off
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from edgecompress.cluster.forms import Clustered
+    from edgecompress.layers import Layer
+    from edgecompress.model import Array
+    from edgecompress.moments import Moments
+
+_IMPORTANCE_FLOOR = 1e-3
+"""Share of the mean importance that every value has at least."""
 
 
 def codebooks(graph: Graph, forms: Mapping[str, Clustered]) -> Sequence[Change]:
@@ -51,8 +59,8 @@ def solve_codebooks(
 ) -> dict[str, Clustered]:
     """Cluster the constants of every layer that the plan clusters, keyed by constant.
 
-    ``parts`` names the constants that hold a layer now: itself, or its factors. A factor too small for a codebook stays as it is.
-    Raises ``ModelError`` for NaN or Inf weights.
+    ``parts`` names the constants that hold a layer now: itself, or its factors. A factor too small for a codebook stays
+    as it is. Raises ``ModelError`` for NaN or Inf weights.
     """
     wanted = {entry.layer: entry.weights for entry in plan.layers if entry.weights is not None}
     present = constants(graph)
@@ -80,21 +88,32 @@ def _importances(layer: Layer, parts: Sequence[Array], moments: Moments | None) 
     """Return, per constant, how much a squared error of each value adds to the squared error of the layer's output.
 
     For a whole weight this is the mean square of the input it multiplies (the diagonal of the second moment). For the
-    factors of ``left @ right`` an error in row ``j`` of ``right`` is amplified by the norm of column ``j`` of ``left``, and the input
-    of ``left`` is ``right @ x``.
+    factors of ``left @ right`` an error in row ``j`` of ``right`` is amplified by the norm of column ``j`` of ``left``,
+    and the input of ``left`` is ``right @ x``. Shapes broadcast to those of the constants as they are stored.
     """
     if moments is None:
         return [None] * len(parts)
     if len(parts) == 1:
-        grouped = np.repeat(moments.diagonal, layer.shape[0] // layer.groups, axis=0)
-        return [stored(grouped.reshape(layer.shape), layer)]
+        rows = (
+            np.repeat(moments.diagonal, layer.shape[0] // layer.groups, axis=0)
+            if layer.groups > 1
+            else moments.diagonal
+        )
+        return [_floored(stored(rows.reshape(-1, *layer.shape[1:]), layer))]
     right, left = (part if layer.op == "Conv" else canonical(part, layer) for part in parts)
     rows = right.reshape(right.shape[0], -1).astype(np.float64)
     columns = left.reshape(left.shape[0], -1).astype(np.float64)
     amplified = np.outer((columns**2).sum(axis=0), moments.diagonal[0]).reshape(right.shape)
     if moments.is_full:
-        arriving = np.einsum("ij,jk,ik->i", rows, moments.second_moment[0], rows, optimize=True)
+        arriving = np.sum((rows @ moments.second_moment[0]) * rows, axis=1)
     else:
         arriving = (rows**2) @ moments.diagonal[0]
-    inner = np.broadcast_to(arriving, columns.shape).reshape(left.shape)
-    return [amplified, inner] if layer.op == "Conv" else [stored(amplified, layer), stored(inner, layer)]
+    inner = arriving.reshape(1, -1, *(1,) * (left.ndim - 2))
+    if layer.op != "Conv":
+        amplified, inner = stored(amplified, layer), stored(inner, layer)
+    return [_floored(amplified), _floored(inner)]
+
+
+def _floored(importance: Array) -> Array:
+    """Keep values that calibration never saw from being left without a centroid."""
+    return np.asarray(importance + _IMPORTANCE_FLOOR * float(np.mean(importance)))

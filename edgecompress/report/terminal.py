@@ -85,6 +85,14 @@ def latency_table(latency: Latency) -> Table:
     return table
 
 
+def bundle_table(sizes: Mapping[str, Mapping[str, int]]) -> Table:
+    """Return what each part of a bundle takes on disk and in a download; each has the keys of ``bundle --json``."""
+    table = _table("bundle", ("part", "installed", "download"))
+    for name, row in sizes.items():
+        _row(table, name, *(text.format_bytes(row[key]) for key in ("installed_bytes", "download_bytes")))
+    return table
+
+
 def _table(title: str, headers: Sequence[str], *, left: int = 1) -> Table:
     """Return an empty table whose first ``left`` columns are aligned left, the others right."""
     table = Table(title=Text(text.printable(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,7 +81,9 @@ def resolve(path: Path) -> Path:
 
 
 def import_runtime() -> Any:
-    """Import onnxruntime with its log silenced. Raises ``ModelError`` with the command that installs it."""
+    """Import onnxruntime, silent and private. Raises ``ModelError`` with the command that installs it."""
+    # The official builds report to their maker and leave a file in the temporary folder, unless told not to.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         import onnxruntime
     except ImportError as error:
@@ -143,7 +146,7 @@ _NOISE = re.compile(
 
 def runtime_error(error: Exception, name: str) -> ModelError:
     """Return what the runtime raised as a ``ModelError`` of one line without the places in its sources."""
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()) or type(error).__name__
     import onnxruntime
 
     version = onnxruntime.__version__

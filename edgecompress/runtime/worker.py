@@ -198,25 +198,26 @@ def _leave_with_parent(descriptor: int) -> None:
 
 
 def _reply(replies: BinaryIO, action: str, state: dict[str, Any], arguments: list[Any]) -> None:
+    from edgecompress.runtime.session import runtime_error
+
     try:
         answer: tuple[Any, ...] = ("ok", _ACTIONS[action](state, *arguments))
     except EdgecompressError as error:
         answer = ("error", type(error).__name__, error.message, error.hint)
     except Exception as error:  # onnxruntime's own exceptions have no common base class
-        text = " ".join(str(error).split()) or type(error).__name__
-        full = isinstance(error, MemoryError) or "bad_alloc" in text or "Failed to allocate" in text
-        hint = "the memory ran out: take a smaller batch" if full else "check the inputs' names and shapes"
-        answer = ("error", "ModelError", f"the runtime cannot run the model: {text}", hint)
+        known = runtime_error(error, state.get("path", "the model"))
+        full = isinstance(error, MemoryError) or "bad_alloc" in known.message or "Failed to allocate" in known.message
+        hint = "check the inputs; for free dimensions give --shape NAME=DIMS, or give data"
+        answer = ("error", "ModelError", known.message, "the memory ran out: take a smaller batch" if full else hint)
     send(replies, answer)
 
 
 def _load(state: dict[str, Any], path: str, options: dict[str, Any]) -> tuple[float, dict[str, Any]]:
-    import onnxruntime
+    from edgecompress.runtime.session import import_runtime, load
 
-    from edgecompress.runtime.session import load
-
-    onnxruntime.set_default_logger_severity(4)
+    import_runtime()  # not to be timed
     start = time.perf_counter_ns()
+    state["path"] = path
     state["session"] = load(Path(path), **options)
     elapsed = (time.perf_counter_ns() - start) / 1e6
     return elapsed, {**device_facts(), "providers": state["session"].get_providers()}
