@@ -1,9 +1,9 @@
-"""Compress every ONNX model of a folder with the defaults and print one table: ratio, metric, agreement, latency ratio, time.
+"""Compress every ONNX model of a folder with the defaults and print one table: ratio, metric, latency ratio, time.
 
     python benchmarks/models.py MODELS_FOLDER [--out DIR] [--options "--bits 4"]
 
 A model with a data set in ``benchmarks/datasets`` (its root is the folder that EDGECOMPRESS_BENCH_DATA names) is
-calibrated and tested on it; the others run on random inputs. Each is also packed and unpacked, which must give its bytes back.
+calibrated and tested on it; the others run on random inputs. Each is also packed and unpacked, which must be exact.
 """
 
 from __future__ import annotations

@@ -32,7 +32,8 @@ def codebooks(graph: Graph, forms: Mapping[str, Clustered]) -> Sequence[Change]:
     ``forms`` are keyed by the constant's name and shaped as it is stored.
     """
     changes: list[Change] = []
-    decoders: list[gs.Node] = []
+    places = {id(node): place for place, node in enumerate(graph.surgeon.nodes)}
+    decoders: dict[int, list[gs.Node]] = {}
     present = constants(graph)
     for name, form in forms.items():
         weight = present[name]
@@ -40,11 +41,19 @@ def codebooks(graph: Graph, forms: Mapping[str, Clustered]) -> Sequence[Change]:
         indices = gs.Constant(fresh_name(graph, f"{name}.indices"), form.indices)
         wide = gs.Variable(fresh_name(graph, f"{name}.positions"), dtype=np.int32)
         weight.to_variable(dtype=form.codebook.dtype, shape=list(form.indices.shape))
-        decoders.append(gs.Node("Cast", attrs={"to": onnx.TensorProto.INT32}, inputs=[indices], outputs=[wide]))
-        decoders.append(gs.Node("Gather", attrs={"axis": 0}, inputs=[codebook, wide], outputs=[weight]))
+        # Just before its first use: a runtime that does not fold then holds one rebuilt weight at a time, not all of them.
+        # A use inside a control-flow body has no place here, so that weight is rebuilt first.
+        first = min((places.get(id(node), 0) for node in weight.outputs), default=0)
+        decoders.setdefault(first, []).extend(
+            [
+                gs.Node("Cast", attrs={"to": onnx.TensorProto.INT32}, inputs=[indices], outputs=[wide]),
+                gs.Node("Gather", attrs={"axis": 0}, inputs=[codebook, wide], outputs=[weight]),
+            ]
+        )
         action = f"kmeans {form.codebook.size}"
         changes.append(Change(name, action, dense=form.to_dense, tensors=(codebook.name, indices.name)))
-    graph.surgeon.nodes = decoders + list(graph.surgeon.nodes)
+    nodes = list(graph.surgeon.nodes)
+    graph.surgeon.nodes = [new for place, node in enumerate(nodes) for new in (*decoders.get(place, ()), node)]
     return changes
 
 
