@@ -124,7 +124,11 @@ def compress(
     *,
     out: Annotated[Path, _output("-o", "--out", metavar="DIR", help=_OUT_FILES)],
     factorize: Annotated[
-        str | None, _what(metavar="none|svd", help="Low-rank form of Gemm, MatMul and Conv.  [default: none]")
+        str | None,
+        _what(
+            metavar="none|svd|separable|tucker2|cp|auto",
+            help="Factorized form of Gemm, MatMul and Conv.  [default: none]",
+        ),
     ] = None,
     keep: Annotated[
         float | None,

@@ -41,7 +41,10 @@ _BLOCK_ROWS = 1 << 22
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What became of the layers: the graph before, the constants that hold each layer now, and their clusters."""
+    """What became of the layers: the graph before and after factorizing, the constants that hold each layer now.
+
+    ``clusters`` and ``macs`` (multiply-accumulates of one run) are by constant.
+    """
 
     before: Graph
     after: Graph
@@ -50,6 +53,7 @@ class Outcome:
     parts: Mapping[str, tuple[str, ...]]
     clusters: Mapping[str, Clustered]
     moments: Mapping[str, Moments]
+    macs: Mapping[str, int | None]
 
 
 def layer_rows(outcome: Outcome, packed: PackResult) -> tuple[LayerRow, ...]:
@@ -109,8 +113,7 @@ def _layer_row(
         reason=plan.reason,
         shape=layer.shape,
         macs_before=layer.macs,
-        # every parameter of a low-rank form is used once per position, like those of the weight it replaces
-        macs_after=None if layer.macs is None else layer.macs * parameters // layer.parameters,
+        macs_after=_sum([outcome.macs.get(name) for name in names]),
     )
 
 
@@ -118,15 +121,22 @@ def _part(outcome: Outcome, name: str, present: Mapping[str, Any]) -> Array:
     return outcome.clusters[name].to_dense() if name in outcome.clusters else values_of(outcome.after, present[name])
 
 
+def _sum(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None
+
+
 def _rank(plan: LayerPlan, names: Sequence[str]) -> int | None:
-    return plan.factorize.rank if plan.factorize is not None and len(names) > 1 else None
+    """Return the rank of a form that has one; the two of a Tucker form are in its scheme."""
+    rank = plan.factorize.rank if plan.factorize is not None and len(names) > 1 else None
+    return rank if isinstance(rank, int) else None
 
 
 def _scheme(layer: Layer, plan: LayerPlan, outcome: Outcome) -> str:
     names = outcome.parts[layer.name]
-    steps = (
-        [f"{plan.factorize.scheme} rank {plan.factorize.rank}"] if plan.factorize is not None and len(names) > 1 else []
-    )
+    steps = []
+    if plan.factorize is not None and len(names) > 1:
+        steps.append(f"{plan.factorize.scheme} rank {'x'.join(map(str, plan.factorize.ranks))}")
     sizes = [outcome.clusters[name].codebook.size for name in names if name in outcome.clusters]
     if sizes:
         steps.append(f"kmeans {'+'.join(str(size) for size in sorted(set(sizes), reverse=True))}")

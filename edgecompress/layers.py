@@ -235,7 +235,8 @@ def _shared(first: Layer | Skip, second: Layer | Skip) -> Layer | Skip:
     macs = None if first.macs is None or second.macs is None else first.macs + second.macs
     nodes = (*first.nodes, *second.nodes)
     if (first.op, first.orientation, first.groups) == (second.op, second.orientation, second.groups):
-        return replace(first, nodes=nodes, macs=macs)
+        fixed = "several convolutions share this weight" if first.op == "Conv" else None
+        return replace(first, nodes=nodes, macs=macs, fixed_form=first.fixed_form or fixed)
     why = first.fixed_form or second.fixed_form or "nodes of different kinds share this weight"
     return replace(first, nodes=nodes, macs=macs, fixed_form=why, is_mixed=True)
 

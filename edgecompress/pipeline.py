@@ -14,12 +14,14 @@ from edgecompress.data import check_shapes, for_validation, split
 from edgecompress.devices import open_runner
 from edgecompress.errors import OutputError, RecipeError
 from edgecompress.evidence import Outcome, accuracy_of, latency_of, layer_plots, layer_rows, outputs_of
+from edgecompress.factorize.solve import best_form
 from edgecompress.facts import caveats, model_facts, tool_facts
 from edgecompress.files import refuse_existing, sha256_of, staged_folder
 from edgecompress.graph import integer_limits, open_graph
 from edgecompress.layers import Layer, Skip, default_shapes, find_layers
 from edgecompress.model import load_model, payload_bytes, signature, stored_bytes
-from edgecompress.passes.factorize import factorize, solve_low_rank
+from edgecompress.orientation import read_weight
+from edgecompress.passes.factorize import factorize, solve_forms
 from edgecompress.passes.prepare import prepare
 from edgecompress.passes.run import run_pass
 from edgecompress.passes.weights import codebooks, solve_codebooks
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
     from edgecompress.cluster.forms import Clustered
     from edgecompress.container import PackResult
     from edgecompress.data import DataSet
+    from edgecompress.factorize.forms import FormName
+    from edgecompress.graph import Graph
     from edgecompress.model import Array, Model, TensorSpec
     from edgecompress.moments import Moments
     from edgecompress.plan import LayerPlan, Plan
@@ -117,10 +121,12 @@ def _compress(source: Path, out: Path, request: Request) -> Report:
 
     prepared, _ = run_pass(case.model, "prepare", prepare, case.feeds)
     before = open_graph(prepared)
-    entries = find_layers(before, {**default_shapes(before), **request.shapes})
+    free = {**default_shapes(before), **request.shapes}
+    entries = find_layers(before, free)
     layers = _layers(entries)
-    plan = _plan(case, entries, request)
+    given = _given_plan(case, entries, request)
     moments = _calibrate(case, prepared, layers, request)
+    plan = given or _plan(case, before, entries, moments, request)
     factorized, parts = _factorize(case, prepared, layers, plan, moments=moments, request=request)
     clusters, final = _cluster(case, factorized, layers, plan, parts=parts, moments=moments, request=request)
 
@@ -129,7 +135,14 @@ def _compress(source: Path, out: Path, request: Request) -> Report:
         validation, latency = _prove(case, staging / CONTAINER_FILE, request)
         after = open_graph(factorized)
         outcome = Outcome(
-            before=before, after=after, entries=entries, plan=plan, parts=parts, clusters=clusters, moments=moments
+            before=before,
+            after=after,
+            entries=entries,
+            plan=plan,
+            parts=parts,
+            clusters=clusters,
+            moments=moments,
+            macs={layer.name: layer.macs for layer in _layers(find_layers(after, free))},
         )
         digest = recipe_hash(request.recipe) if request.plan is None else sha256_of(request.plan)[:16]
         report = Report(
@@ -182,18 +195,29 @@ def _layers(entries: list[Layer | Skip]) -> list[Layer]:
     return [entry for entry in entries if isinstance(entry, Layer)]
 
 
-def _plan(case: _Case, entries: list[Layer | Skip], request: Request) -> Plan:
+def _given_plan(case: _Case, entries: list[Layer | Skip], request: Request) -> Plan | None:
+    """Return the plan of ``--plan``; without one, check the recipe before anything long starts."""
+    if request.plan is None:
+        check_recipe(request.recipe, entries)
+        return None
+    plan = read_plan(request.plan, model_sha256=sha256_of(case.model.path), entries=entries)
+    if case.calibration is None and any(_is_calibrated(entry) for entry in plan.layers):
+        raise RecipeError(
+            f"{request.plan}: the plan has calibrated layers, which need data",
+            hint="give --data, or set calibrated to false in the plan",
+        )
+    return plan
+
+
+def _plan(
+    case: _Case, graph: Graph, entries: list[Layer | Skip], moments: Mapping[str, Moments], request: Request
+) -> Plan:
+    def choose(layer: Layer, share: float) -> tuple[FormName, tuple[int, ...]] | None:
+        return best_form(read_weight(graph, layer), share, moments.get(layer.name))
+
     digest = sha256_of(case.model.path)
-    if request.plan is not None:
-        plan = read_plan(request.plan, model_sha256=digest, entries=entries)
-        if case.calibration is None and any(_is_calibrated(entry) for entry in plan.layers):
-            raise RecipeError(
-                f"{request.plan}: the plan has calibrated layers, which need data",
-                hint="give --data, or set calibrated to false in the plan",
-            )
-        return plan
-    check_recipe(request.recipe, entries)
-    return make_plan(request.recipe, entries, model_sha256=digest, calibrated=case.calibration is not None)
+    with request.step("plan"):
+        return make_plan(request.recipe, entries, model_sha256=digest, calibrated=bool(moments), choose=choose)
 
 
 def _is_calibrated(entry: LayerPlan) -> bool:
@@ -215,7 +239,7 @@ def _factorize(
     if not any(entry.factorize for entry in plan.layers):
         return model, parts
     with request.step("factorize") as progress:
-        forms = solve_low_rank(open_graph(model), layers, plan, moments, progress=progress)
+        forms = solve_forms(open_graph(model), layers, plan, moments, progress=progress)
         result, changes = run_pass(
             model, "factorize", lambda graph: factorize(graph, _layers(find_layers(graph)), forms), case.feeds
         )

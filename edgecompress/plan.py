@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from edgecompress.errors import RecipeError, did_you_mean
-from edgecompress.factorize.forms import low_rank_parameters, rank_for_share
+from edgecompress.factorize.forms import FormName, count_parameters, fits
+from edgecompress.factorize.rank import max_ranks, ranks_for_share
+from edgecompress.factorize.solve import FORM_NAMES, allowed_ranks
 from edgecompress.layers import Layer, Skip
-from edgecompress.recipe import CLUSTER_SCHEMES, FACTORIZE_SCHEMES, Recipe, Settings, resolve
+from edgecompress.recipe import CLUSTER_SCHEMES, DEFAULT_KEEP, Recipe, Settings, names_layer, resolve
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -17,16 +20,22 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _START_AGAIN = "start again from the plan.json of an earlier compress"
+_TINY_SHARE = 0.005
 _CODEBOOK_OVERHEAD_BYTES = 160  # two nodes, two tensors, an entry in the container
 
 
 @dataclass(frozen=True, kw_only=True)
 class FactorizePlan:
-    """``scheme`` is ``svd``; ``rank`` lies in 1 .. min(C_out, C_in * prod(kernel)); ``calibrated`` asks for data."""
+    """``scheme`` is a form; ``rank`` its rank, for ``tucker2`` the two (out, in); ``calibrated`` asks for data."""
 
-    scheme: str
-    rank: int
+    scheme: FormName
+    rank: int | tuple[int, int]
     calibrated: bool
+
+    @property
+    def ranks(self) -> tuple[int, ...]:
+        """The ranks as the solvers take them."""
+        return self.rank if isinstance(self.rank, tuple) else (self.rank,)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,19 +66,54 @@ class Plan:
     layers: tuple[LayerPlan, ...]
 
 
-def make_plan(recipe: Recipe, entries: Sequence[Layer | Skip], *, model_sha256: str, calibrated: bool) -> Plan:
-    """Decide for every layer; ``calibrated`` says that there will be moments of those layers that take them."""
-    plans = tuple(
-        LayerPlan(layer=entry.name, factorize=None, weights=None, reason=entry.reason)
-        if isinstance(entry, Skip)
-        else _layer_plan(entry, resolve(recipe, entry), calibrated and entry.takes_moments)
-        for entry in entries
-    )
-    return Plan(schema_version=SCHEMA_VERSION, model_sha256=model_sha256, layers=plans)
+Chooser = Callable[[Layer, float], tuple[FormName, tuple[int, ...]] | None]
+"""Picks the best form of a layer for a share of its parameters: what ``auto`` asks."""
 
 
-def _layer_plan(layer: Layer, settings: Settings, calibrated: bool) -> LayerPlan:
-    factorize, reason = _factorize_plan(layer, settings, calibrated)
+def make_plan(
+    recipe: Recipe,
+    entries: Sequence[Layer | Skip],
+    *,
+    model_sha256: str,
+    calibrated: bool,
+    choose: Chooser | None = None,
+) -> Plan:
+    """Decide for every layer; ``calibrated`` says that there will be moments of those layers that take them.
+
+    A convolution that comes first sees the raw input and does not forgive; a layer with hardly any of the parameters
+    gains nothing and may be the classifier: neither is factorized unless the recipe names it. ``choose`` serves the
+    scheme ``auto``.
+    """
+    first = next((entry.name for entry in entries if isinstance(entry, Layer)), None)
+    total = sum(entry.parameters for entry in entries if isinstance(entry, Layer))
+    plans: list[LayerPlan] = []
+    for entry in entries:
+        if isinstance(entry, Skip):
+            plans.append(_untouched(entry.name, entry.reason))
+            continue
+        settings, with_moments = resolve(recipe, entry), calibrated and entry.takes_moments
+        reserved = None if names_layer(recipe, entry.name) else _why_reserved(entry, first, total)
+        if reserved is not None and settings.factorize != "none" and entry.fixed_form is None:
+            decided: tuple[FactorizePlan | None, str | None] = (None, reserved)
+        else:
+            decided = _factorize_plan(entry, settings, with_moments, choose)
+        plans.append(_layer_plan(entry, settings, with_moments, decided))
+    return Plan(schema_version=SCHEMA_VERSION, model_sha256=model_sha256, layers=tuple(plans))
+
+
+def _why_reserved(layer: Layer, first: str | None, total: int) -> str | None:
+    """Say why a layer is not factorized unless it is named."""
+    if layer.name == first and layer.op == "Conv":
+        return "the first convolution is factorized only where a recipe names it"
+    if layer.parameters < _TINY_SHARE * total:
+        return f"{layer.parameters} of {total} parameters are too few to gain by factors"
+    return None
+
+
+def _layer_plan(
+    layer: Layer, settings: Settings, calibrated: bool, decided: tuple[FactorizePlan | None, str | None]
+) -> LayerPlan:
+    factorize, reason = decided
     weights: WeightsPlan | None = None
     if settings.cluster == "kmeans":
         assert settings.bits is not None
@@ -83,15 +127,46 @@ def _layer_plan(layer: Layer, settings: Settings, calibrated: bool) -> LayerPlan
     return LayerPlan(layer=layer.name, factorize=factorize, weights=weights, reason=reason)
 
 
-def _factorize_plan(layer: Layer, settings: Settings, calibrated: bool) -> tuple[FactorizePlan | None, str | None]:
-    if settings.factorize == "none":
+def _factorize_plan(
+    layer: Layer, settings: Settings, calibrated: bool, choose: Chooser | None
+) -> tuple[FactorizePlan | None, str | None]:
+    if settings.factorize in (None, "none"):
         return None, None
     if layer.fixed_form is not None:
         return None, layer.fixed_form
-    rank = settings.rank if settings.rank is not None else rank_for_share(layer.shape, settings.keep or 1.0)
-    if low_rank_parameters(layer.shape, rank) >= layer.parameters:
-        return None, f"rank {rank} would not lower its {layer.parameters} parameters"
-    return FactorizePlan(scheme="svd", rank=rank, calibrated=calibrated), None
+    share = settings.keep if settings.keep is not None else DEFAULT_KEEP
+    if settings.factorize == "auto":
+        chosen = choose(layer, share) if choose is not None else None
+        if chosen is None:
+            return None, f"no form keeps {share:g} of its {layer.parameters} parameters or fewer"
+        scheme, ranks = chosen
+    else:
+        scheme = cast("FormName", settings.factorize)
+        if not fits(scheme, layer.shape):
+            return None, f"{scheme} needs a kernel wider than 1, which this weight does not have"
+        sized = settings.rank is not None
+        ranks = (
+            allowed_ranks(scheme, layer.shape, settings.rank or 1)
+            if sized
+            else ranks_for_share(scheme, layer.shape, share)
+        )
+    # a rank that was asked for counts as it is, not as what the shape cuts it down to
+    judged = (settings.rank,) if settings.rank is not None and len(ranks) == 1 else ranks
+    if not _is_smaller(layer, scheme, judged):
+        return None, _no_gain(layer, judged)
+    return FactorizePlan(scheme=scheme, rank=_plain(ranks), calibrated=calibrated), None
+
+
+def _plain(ranks: tuple[int, ...]) -> int | tuple[int, int]:
+    return ranks[0] if len(ranks) == 1 else (ranks[0], ranks[1])
+
+
+def _is_smaller(layer: Layer, scheme: FormName, ranks: tuple[int, ...]) -> bool:
+    return count_parameters(scheme, layer.shape, ranks) < layer.parameters
+
+
+def _no_gain(layer: Layer, ranks: tuple[int, ...]) -> str:
+    return f"rank {' x '.join(map(str, ranks))} would not lower its {layer.parameters} parameters"
 
 
 def pays_off(count: int, item_bytes: int, bits: int) -> bool:
@@ -166,8 +241,8 @@ def _read_layer(entry: Mapping[str, Any], layer: Layer | Skip, where: str) -> La
             raise RecipeError(f"{where} cannot be compressed: {layer.reason}", hint="set factorize and weights to null")
         return _untouched(layer.name, layer.reason)
     factorize = _read_factorize(entry["factorize"], layer, f"{where}: factorize")
-    if factorize is not None and low_rank_parameters(layer.shape, factorize.rank) >= layer.parameters:
-        reason = f"rank {factorize.rank} would not lower its {layer.parameters} parameters"
+    if factorize is not None and not _is_smaller(layer, factorize.scheme, factorize.ranks):
+        reason = _no_gain(layer, factorize.ranks)
         factorize = None
     weights = _read_weights(entry["weights"], layer, f"{where}: weights")
     return LayerPlan(layer=layer.name, factorize=factorize, weights=weights, reason=reason)
@@ -179,11 +254,24 @@ def _read_factorize(value: Any, layer: Layer, where: str) -> FactorizePlan | Non
     if layer.fixed_form is not None:
         raise RecipeError(f"{where} cannot be done: {layer.fixed_form}", hint="set factorize to null")
     asked = _object(value, ("scheme", "rank", "calibrated"), where)
+    scheme = cast("FormName", _scheme(asked["scheme"], FORM_NAMES, where))
+    if not fits(scheme, layer.shape):
+        raise RecipeError(f"{where}: {scheme} needs a kernel wider than 1", hint="choose svd, or set factorize to null")
     return FactorizePlan(
-        scheme=_scheme(asked["scheme"], FACTORIZE_SCHEMES, where),
-        rank=_whole(asked["rank"], min(layer.shape[0], layer.parameters // layer.shape[0]), f"{where}: rank"),
+        scheme=scheme,
+        rank=_read_rank(asked["rank"], max_ranks(scheme, layer.shape), f"{where}: rank"),
         calibrated=_calibrated(asked["calibrated"], layer, where),
     )
+
+
+def _read_rank(value: Any, limits: tuple[int, ...], where: str) -> int | tuple[int, int]:
+    if len(limits) == 1:
+        return _whole(value, limits[0], where)
+    if not isinstance(value, list) or len(value) != len(limits):
+        raise RecipeError(
+            f"{where} must be a list of {len(limits)} whole numbers, not {value!r}", hint="correct the value"
+        )
+    return _plain(tuple(_whole(rank, limit, where) for rank, limit in zip(value, limits, strict=True)))
 
 
 def _read_weights(value: Any, layer: Layer, where: str) -> WeightsPlan | None:

@@ -10,13 +10,14 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from edgecompress.errors import RecipeError, did_you_mean
+from edgecompress.factorize.solve import FORM_NAMES
 from edgecompress.layers import FACTORIZABLE_OPS, Layer, Skip
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-FACTORIZE_SCHEMES = ("none", "svd")
+FACTORIZE_SCHEMES = ("none", *FORM_NAMES, "auto")
 CLUSTER_SCHEMES = ("none", "kmeans")
 DEFAULT_KEEP = 0.5
 DEFAULT_BITS = 5
@@ -94,7 +95,7 @@ def check_settings(settings: Settings, where: str) -> Settings:
         raise RecipeError(f"{where}: rank and keep exclude each other", hint="give one of them")
     if settings.factorize == "none" and (keep is not None or settings.rank is not None):
         raise RecipeError(f"{where}: rank and keep need factorize", hint='set factorize to "svd"')
-    return settings
+    return settings if keep is None else replace(settings, keep=float(keep))
 
 
 def _choice(value: Any, allowed: Sequence[str], where: str) -> None:
@@ -125,7 +126,8 @@ def resolve(recipe: Recipe, layer: Layer) -> Settings:
     """Return the full settings of a layer: its name, then patterns in file order, then its operator, then all layers.
 
     A level that sets ``rank`` hides a ``keep`` from below it, and the other way round; either, set for a layer or an
-    operator, asks for ``svd`` where that level names no scheme, and ``bits`` for ``kmeans``.
+    operator, asks for the scheme of all layers (``svd`` where that is none) unless that level names one, and ``bits``
+    for ``kmeans``.
     """
     levels = [recipe.layers[layer.name]] if layer.name in recipe.layers else []
     levels += [
@@ -133,7 +135,9 @@ def resolve(recipe: Recipe, layer: Layer) -> Settings:
     ]
     specific = [*levels, *([recipe.ops[layer.op]] if layer.op in recipe.ops else [])]
     merged: dict[str, Any] = {}
-    for level in [*map(_implied_schemes, specific), recipe.everywhere]:
+    usual = recipe.everywhere.factorize
+    scheme = usual if usual not in (None, "none") else "svd"
+    for level in [*(_implied_schemes(level, scheme) for level in specific), recipe.everywhere]:
         sized = "rank" in merged or "keep" in merged
         for key, value in asdict(level).items():
             if value is not None and not (sized and key in ("rank", "keep")):
@@ -146,10 +150,15 @@ def resolve(recipe: Recipe, layer: Layer) -> Settings:
     return Settings(**merged)
 
 
-def _implied_schemes(level: Settings) -> Settings:
+def _implied_schemes(level: Settings, scheme: str | None) -> Settings:
     if level.factorize is None and (level.rank is not None or level.keep is not None):
-        level = replace(level, factorize="svd")
+        level = replace(level, factorize=scheme)
     return replace(level, cluster="kmeans") if level.cluster is None and level.bits is not None else level
+
+
+def names_layer(recipe: Recipe, name: str) -> bool:
+    """Tell whether a recipe has settings for this very layer, by its name or a pattern."""
+    return any(pattern == name or fnmatch.fnmatchcase(name, pattern) for pattern in recipe.layers)
 
 
 def check_recipe(recipe: Recipe, entries: Sequence[Layer | Skip]) -> None:
@@ -163,7 +172,7 @@ def check_recipe(recipe: Recipe, entries: Sequence[Layer | Skip]) -> None:
     everywhere = recipe.everywhere
     sized = everywhere.rank is not None or everywhere.keep is not None
     specific = (*recipe.ops.values(), *recipe.layers.values())
-    if sized and everywhere.factorize is None and not any(entry.factorize == "svd" for entry in specific):
+    if sized and everywhere.factorize is None and not any(entry.factorize not in (None, "none") for entry in specific):
         raise RecipeError("rank and keep need factorize", hint="add --factorize svd (or factorize in the recipe)")
 
 

@@ -1,9 +1,10 @@
 """Canonical polyadic form of a kernel: 1 x 1, depthwise ``kh x 1``, depthwise ``1 x kw``, 1 x 1.
 
-Alternation over the four factors; each is a linear least-squares problem under the second moment. A best CP approximation need
-not exist: components may grow without bound and cancel (de Silva and Lim 2008). So the sum of squares of all components is
-penalised lightly (Tikhonov; Phan et al. 2019 bound the same quantity): with the other factors normalised, that is a plain
-ridge on the factor at hand, every step lowers the same objective, and the components stay bounded.
+Alternation over the four factors; each is a linear least-squares problem under the second moment. A best CP
+approximation need not exist: components may grow without bound and cancel (de Silva and Lim 2008). So the sum of
+squares of all components is penalised lightly (Tikhonov; Phan et al. 2019 bound the same quantity): with the other
+factors normalised, that is a plain ridge on the factor at hand, every step lowers the same objective, and the
+components stay bounded.
 """
 
 from __future__ import annotations
@@ -43,11 +44,12 @@ _GRADIENT_STEPS = 5
 class _Problem:
     """A weight ``(O, I, kh, kw)``, its moment ``(d, d)``, ``product = weight @ moment (O, d)`` and the ridge.
 
-    ``traces`` hold, per input axis, two matrices whose Kronecker product is about the moment: along that axis, across the others.
+    ``traces`` hold, per input axis, two matrices whose Kronecker product is about the moment: along that axis, across
+    the others.
     """
 
     weight: Array
-    moment: Array
+    moment: Array | None
     product: Array
     ridge: float
     traces: tuple[tuple[Array, Array], ...]
@@ -60,9 +62,10 @@ _Factors = Sequence[Array]
 def cp(weight: Array, rank: int, moment: Array | None = None, *, rounds: int = MAX_ROUNDS) -> CP:
     """Return the CP form of a canonical weight ``(O, I, kh, kw)``.
 
-    Starts from tensorly's alternating least squares on the weight, then alternates the factors under ``regularised(moment)``,
-    or on the weight alone without a ``(d, d)`` moment. Never worse than the start, unless that is degenerate. Raises ``ValueError`` for a rank outside ``1 .. prod(shape) / max(shape)``, a weight that has not
-    four axes, or a moment of the wrong size.
+    Starts from tensorly's alternating least squares on the weight, then alternates the factors under
+    ``regularised(moment)``, or on the weight alone without a ``(d, d)`` moment. Never worse than the start, unless
+    that is degenerate. Raises ``ValueError`` for a rank outside ``1 .. prod(shape) / max(shape)``, a weight that has
+    not four axes, or a moment of the wrong size.
     """
     if weight.ndim != 4:
         raise ValueError(f"a CP form needs a weight (O, I, kh, kw), not {weight.shape}")
@@ -84,14 +87,20 @@ def _pose(weight: Array, moment: Array | None) -> _Problem:
     outputs, size = len(weight), weight.size // len(weight)
     if moment is not None and moment.shape != (size, size):
         raise ValueError(f"the moment has shape {moment.shape}; the weight needs {(size, size)}")
-    damped = np.eye(size) if moment is None else regularised(moment.astype(np.float64))
-    return _Problem(
-        weight=weight,
-        moment=damped,
-        product=weight.reshape(outputs, size) @ damped,
-        ridge=PENALTY * float(np.trace(damped)) / size,
-        traces=tuple(_traces(damped, weight.shape[1:], axis) for axis in range(3)),
-    )
+    flat = weight.reshape(outputs, size)
+    if moment is None:
+        others = [size // length for length in weight.shape[1:]]
+        traces = tuple((np.eye(length), np.eye(other)) for length, other in zip(weight.shape[1:], others, strict=True))
+        return _Problem(weight, None, flat, PENALTY, traces)
+    damped = regularised(moment.astype(np.float64))
+    ridge = PENALTY * float(np.trace(damped)) / size
+    traces = tuple(_traces(damped, weight.shape[1:], axis) for axis in range(3))
+    return _Problem(weight, damped, flat @ damped, ridge, traces)
+
+
+def _weighed(problem: _Problem, rows: Array) -> Array:
+    """Return ``rows @ moment``; without a moment the identity is not multiplied by."""
+    return rows if problem.moment is None else rows @ problem.moment
 
 
 def _traces(moment: Array, shape: tuple[int, ...], axis: int) -> tuple[Array, Array]:
@@ -103,21 +112,31 @@ def _traces(moment: Array, shape: tuple[int, ...], axis: int) -> tuple[Array, Ar
 
 
 def _parafac(weight: Array, rank: int) -> _Factors:
-    """Return tensorly's alternating least squares from singular vectors; its padding draws from a fixed seed."""
+    """Return tensorly's alternating least squares from singular vectors; its padding draws from a fixed seed.
+
+    Where its systems are singular (components that start without overlap with the weight), it starts from random
+    factors of a fixed seed instead, with a ridge.
+    """
     from tensorly.decomposition import parafac
 
-    with warnings.catch_warnings():
+    options = {"n_iter_max": _START_ROUNDS, "random_state": 0}
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")  # it warns that a kernel has fewer singular vectors than components
-        _, factors = parafac(weight, rank, n_iter_max=_START_ROUNDS, init="svd", random_state=0)
-    out, channels, vertical, horizontal = (np.asarray(factor).T for factor in factors)
-    return out, channels, vertical, horizontal
+        try:
+            _, factors = parafac(weight, rank, init="svd", **options)
+            usable = all(np.isfinite(factor).all() for factor in factors)
+        except np.linalg.LinAlgError:
+            usable = False
+        if not usable:
+            _, factors = parafac(weight, rank, init="random", l2_reg=PENALTY * float(np.sum(weight**2)), **options)
+    return tuple(np.asarray(factor).T for factor in factors)
 
 
 def _alternate(problem: _Problem, start: _Factors, rounds: int) -> _Factors:
     """Return the factors after alternation, the objective falling from round to round.
 
-    Alternation creeps along narrow valleys, so after every round the step is stretched (Bro 1998), further and further as
-    long as that lowers the objective.
+    Alternation creeps along narrow valleys, so after every round the step is stretched (Bro 1998), further and further
+    as long as that lowers the objective.
     """
     best, factors, reach = _objective(problem, start), start, 1.0
     for _ in range(rounds):
@@ -170,12 +189,13 @@ def _balanced(factors: _Factors) -> _Factors:
 def _rows(factors: _Factors) -> Array:
     """Return every component's kernel ``(r, I kh kw)``, without the output factor."""
     _, channels, vertical, horizontal = factors
-    return np.einsum("ri,ra,rb->riab", channels, vertical, horizontal).reshape(len(channels), -1)
+    grid = np.einsum("ri,ra,rb->riab", channels, vertical, horizontal)
+    return np.asarray(grid.reshape(len(channels), -1))
 
 
 def _solve_out(problem: _Problem, factors: _Factors) -> Array:
     rows = _rows(factors)
-    matrix = rows @ problem.moment @ rows.T
+    matrix = _weighed(problem, rows) @ rows.T
     return np.asarray(np.linalg.solve(matrix + problem.ridge * np.eye(len(rows)), rows @ problem.product.T))
 
 
@@ -191,14 +211,14 @@ def _solve_inner(problem: _Problem, factors: _Factors, axis: int) -> Array:
 
     def expand(values: Array) -> Array:
         grid = (values[:, :, None] * rest[:, None, :]).reshape(len(rest), -1, one.shape[1], two.shape[1])
-        return np.moveaxis(grid, 1, axis).reshape(len(rest), -1)
+        return np.asarray(np.moveaxis(grid, 1, axis).reshape(len(rest), -1))
 
     def contract(values: Array) -> Array:
         grid = np.moveaxis(values.reshape(-1, *shape), axis, 1).reshape(len(rest), shape[axis - 1], -1)
         return np.asarray((grid @ rest[:, :, None])[:, :, 0])
 
     def apply(values: Array) -> Array:
-        return contract(gram @ (expand(values) @ problem.moment)) + problem.ridge * values
+        return contract(gram @ _weighed(problem, expand(values))) + problem.ridge * values
 
     along, across = problem.traces[axis - 1]
     mixing = np.linalg.inv(gram * (rest @ across @ rest.T) + problem.ridge * np.eye(len(rest)))
@@ -212,7 +232,7 @@ def _solve_inner(problem: _Problem, factors: _Factors, axis: int) -> Array:
 def _error(problem: _Problem, factors: _Factors) -> float:
     """Return the output error ``tr((W - V) C (W - V)^T)``."""
     wrong = problem.weight.reshape(len(problem.weight), -1) - factors[0].T @ _rows(factors)
-    return max(0.0, float(np.sum((wrong @ problem.moment) * wrong)))
+    return max(0.0, float(np.sum(_weighed(problem, wrong) * wrong)))
 
 
 def _energy(factors: _Factors) -> float:

@@ -1,4 +1,4 @@
-"""The factorized forms of a weight. Each can be multiplied out again: ``to_dense`` is the oracle of tests and reports."""
+"""The factorized forms of a weight. Each multiplies out again: ``to_dense`` is the oracle of tests and reports."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def rank_for_share(shape: tuple[int, ...], share: float) -> int:
 FormName = Literal["svd", "svd_in", "separable", "tucker2", "cp", "spectral"]
 """The forms by name: ``LowRank``, ``InputLowRank``, ``Separable``, ``Tucker2``, ``CP``, ``Spectral``."""
 
-# (weights of one step, where it runs): "in" before the stride, "out" after it, "mixed" after the first axis' stride only.
+# (weights of one step, where it runs): "in" before the stride, "out" after it, "mixed" after that of the first axis.
 _Step = tuple[int, Literal["in", "mixed", "out"]]
 
 
@@ -131,7 +131,9 @@ class Separable:
 
 @dataclass(frozen=True)
 class Tucker2:
-    """``W[o, i, k] = sum_st out_factor[o, s] core[s, t, k] in_factor[t, i]`` (Kim et al. 2016): 1 x 1, the kernel, 1 x 1.
+    """``W[o, i, k] = sum_st out_factor[o, s] core[s, t, k] in_factor[t, i]`` (Kim et al. 2016).
+
+    Runs as 1 x 1, the kernel, 1 x 1.
 
     Shapes:
         core: ``(rank_out, rank_in, *kernel)``
@@ -243,8 +245,8 @@ class Spectral:
 def dct_basis(count: int, length: int) -> Array:
     """Return the ``count`` lowest orthonormal DCT-II vectors of ``length`` as rows, float64.
 
-    ``B[k, i] = sqrt((2 - [k = 0]) / N) cos(pi (2 i + 1) k / (2 N))``; the phase is reduced modulo ``4 N`` in integers, so that
-    it is exact for any length.
+    ``B[k, i] = sqrt((2 - [k = 0]) / N) cos(pi (2 i + 1) k / (2 N))``; the phase is reduced modulo ``4 N`` in integers,
+    so that it is exact for any length.
     """
     phase = np.outer(np.arange(count, dtype=np.int64), 2 * np.arange(length, dtype=np.int64) + 1) % (4 * length)
     scale = np.sqrt(np.where(np.arange(count) == 0, 1.0, 2.0) / length)
@@ -272,9 +274,10 @@ def count_macs(
 ) -> int:
     """Return the multiply-accumulates of a form for one row of a batch.
 
-    ``inputs`` and ``outputs`` are the layer's spatial sizes before and after its stride and padding, one per kernel axis. A
-    1 x 1 step before the kernel runs at every input position; the ``kh x 1`` step of a separable form at ``outputs[0]`` rows
-    and ``inputs[1]`` columns. For Gemm and MatMul both are the sizes of the remaining axes, ``()`` for a single vector.
+    ``inputs`` and ``outputs`` are the layer's spatial sizes before and after its stride and padding, one per kernel
+    axis. A 1 x 1 step before the kernel runs at every input position; the ``kh x 1`` step of a separable form at
+    ``outputs[0]`` rows and ``inputs[1]`` columns. For Gemm and MatMul both are the sizes of the remaining axes, ``()``
+    for a single vector.
     """
     positions = {
         "in": int(np.prod(inputs, dtype=np.int64)),

@@ -1,8 +1,8 @@
-"""Which rank: for a share of the parameters, for a share of the energy, by variational Bayes, and what each rank would cost."""
+"""Which rank: for a share of the parameters or of the energy, by variational Bayes, and what each rank would cost."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,9 @@ from edgecompress.factorize.tucker import input_low_rank, tucker2
 from edgecompress.moments import Moments, regularised
 
 Array = NDArray[Any]
+
+_SMALLEST_ERROR = 1e-12
+
 Form = LowRank | InputLowRank | Separable | Tucker2 | CP | Spectral
 
 
@@ -47,22 +50,162 @@ def max_ranks(form: FormName, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def ranks_for_share(form: FormName, shape: tuple[int, ...], share: float) -> tuple[int, ...]:
-    """Return the largest ranks whose form stores at most ``share`` of the parameters; at least 1, at most ``max_ranks``.
+    """Return the largest ranks whose form stores at most ``share`` of the parameters, as far as ``supported``.
 
     Two ranks keep the proportion of their limits as nearly as whole numbers allow.
     """
     budget = share * float(np.prod(shape, dtype=np.int64)) + 1e-9
     limits = max_ranks(form, shape)
+
+    def allowed(ranks: tuple[int, ...]) -> bool:
+        return count_parameters(form, shape, ranks) <= budget and ranks == supported(form, shape, ranks)
+
     low, high = 0.0, 1.0
     for _ in range(40):  # bisection on the common proportion; 40 halvings tell any two whole ranks apart
         middle = (low + high) / 2
-        ranks = tuple(max(1, int(middle * limit)) for limit in limits)
+        ranks = supported(form, shape, tuple(int(middle * limit) for limit in limits))
         low, high = (middle, high) if count_parameters(form, shape, ranks) <= budget else (low, middle)
-    ranks = tuple(max(1, int(low * limit)) for limit in limits)
+    ranks = supported(form, shape, tuple(int(low * limit) for limit in limits))
     for axis in sorted(range(len(limits)), key=lambda axis: limits[axis]):
-        while ranks[axis] < limits[axis]:
-            larger = (*ranks[:axis], ranks[axis] + 1, *ranks[axis + 1 :])
-            if count_parameters(form, shape, larger) > budget:
-                break
+        while allowed(larger := (*ranks[:axis], ranks[axis] + 1, *ranks[axis + 1 :])):
             ranks = larger
     return ranks
+
+
+def supported(form: FormName, shape: tuple[int, ...], ranks: tuple[int, ...]) -> tuple[int, ...]:
+    """Return ``ranks`` within ``1 .. max_ranks``; those of ``tucker2`` each at most the other times the kernel."""
+    ranks = tuple(min(max(1, rank), limit) for rank, limit in zip(ranks, max_ranks(form, shape), strict=True))
+    if form == "tucker2":
+        points = int(np.prod(shape[2:], dtype=np.int64))
+        return min(ranks[0], ranks[1] * points), min(ranks[1], ranks[0] * points)
+    return ranks
+
+
+def rank_for_energy(singular_values: Array, share: float) -> int:
+    """Return the smallest rank whose singular values hold at least ``share`` of the sum of squares, at least 1."""
+    energy = np.cumsum(np.asarray(singular_values, np.float64) ** 2)
+    return min(len(energy), 1 + int(np.sum(energy < share * energy[-1] * (1.0 - 1e-12))))
+
+
+def evbmf_rank(matrix: Array) -> int:
+    """Return the rank that empirical variational Bayes gives a matrix whose noise variance is unknown.
+
+    The analytic global solution of Nakajima, Sugiyama, Babacan and Tomioka, "Global analytic solution of
+    fully-observed variational Bayesian matrix factorization", JMLR 14, 2013: a component is kept where its singular
+    value exceeds ``sqrt(M s x)`` (the threshold of the empirical Bayes solution), with the noise variance ``s`` that
+    minimises the free energy within the bounds of the theorem on unknown noise. For ``L x M``, ``L <= M``, the result
+    is below ``L / (1 + L / M)``, and 0 where nothing stands out of noise: then the matrix should keep its full rank.
+    """
+    values = np.linalg.svd(np.asarray(matrix, np.float64), compute_uv=False)
+    if not values.any():
+        return 0
+    rows, columns = sorted(matrix.shape)
+    values = np.maximum(values, np.finfo(np.float64).eps * values[0])  # without noise the logarithm stays finite
+    squares = values**2 / columns
+    ratio = rows / columns
+    edge = _edge(ratio)
+    most = min(rows, int(np.ceil(rows / (1.0 + ratio))) - 1)
+    lowest = float(np.mean(squares[most:]))
+    if most < rows:
+        lowest = max(lowest, float(squares[most]) / edge)
+    highest = float(np.mean(squares))
+
+    def energy(logarithms: Array) -> Array:
+        return _free_energy(squares, np.exp(logarithms), ratio, edge)
+
+    noise = np.exp(_minimise(energy, float(np.log(lowest)), float(np.log(highest))))
+    return int(np.sum(squares > noise * edge))
+
+
+def _edge(ratio: float) -> float:
+    """Return the squared singular value, over ``M`` times the noise, above which a component is kept.
+
+    ``(1 + t)(1 + ratio / t)`` for the root ``t`` of ``f(t) + f(t / ratio) = 0``, ``f(z) = log(1 + z) / z - 1 / 2``,
+    which falls.
+    """
+    low, high = 1e-12, 10.0
+    for _ in range(100):
+        middle = (low + high) / 2
+        balance = np.log1p(middle) / middle + ratio * np.log1p(middle / ratio) / middle - 1.0
+        low, high = (middle, high) if balance > 0 else (low, middle)
+    root = (low + high) / 2
+    return float((1.0 + root) * (1.0 + ratio / root))
+
+
+def _free_energy(squares: Array, noise: Array, ratio: float, edge: float) -> Array:
+    """Return the free energy, up to constants, for every candidate noise variance; ``squares`` are ``g^2 / M``."""
+    x = squares[None, :] / noise[:, None]
+    kept = x > edge
+    half = np.where(kept, x, edge) - (1.0 + ratio)
+    tau = (half + np.sqrt(np.maximum(half**2 - 4.0 * ratio, 0.0))) / 2.0
+    gain = np.log1p(tau) + ratio * np.log1p(tau / ratio) - tau
+    return np.asarray(np.sum(x - np.log(x) + np.where(kept, gain, 0.0), axis=1))
+
+
+def _minimise(function: Callable[[Array], Array], low: float, high: float) -> float:
+    """Return where a function of one variable is least: the best point of a grid, refined by golden sections."""
+    grid = np.linspace(low, high, 257)
+    best = int(np.argmin(function(grid)))
+    low, high = float(grid[max(best - 1, 0)]), float(grid[min(best + 1, len(grid) - 1)])
+    golden = (np.sqrt(5.0) - 1.0) / 2.0
+    for _ in range(60):
+        inner = np.array([high - golden * (high - low), low + golden * (high - low)])
+        left, right = function(inner)
+        low, high = (low, float(inner[1])) if left <= right else (float(inner[0]), high)
+    return (low + high) / 2
+
+
+def solve(form: FormName, weight: Array, ranks: tuple[int, ...], moment: Array | None = None, **options: int) -> Form:
+    """Return a form of a canonical weight: under ``regularised(moment)``, or plain without a ``(d, d)`` moment.
+
+    ``options`` go to the solver (``rounds`` of those that alternate). Raises ``ValueError`` for ranks out of range.
+    """
+    return _SOLVERS[form](weight, ranks, moment, **options)
+
+
+def error_curve(
+    form: FormName,
+    weight: Array,
+    ranks: Sequence[tuple[int, ...]],
+    moment: Array | None = None,
+    *,
+    anchors: int = 6,
+    rounds: int = 5,
+) -> Array:
+    """Return the error ``tr((W - V) C (W - V)^T)`` that a form leaves at each of ``ranks``, which rise; never rising.
+
+    ``C`` is ``regularised(moment)``, or the identity. Exact for ``svd`` and ``spectral``. The other forms are solved
+    with ``rounds`` of alternation at ``anchors`` of the ranks, a little above what they reach in the end; between these
+    the logarithm of the error is interpolated over the parameters.
+    """
+    if form == "spectral":
+        blocks = block_errors(weight, moment)
+        return np.array([blocks[p - 1, q - 1] for p, q in ranks])
+    flat = weight.reshape(len(weight), -1).astype(np.float64)
+    damped = np.eye(flat.shape[1]) if moment is None else regularised(moment.astype(np.float64))
+    if form == "svd":
+        rising = np.cumsum(np.maximum(np.linalg.eigvalsh(flat @ damped @ flat.T), 0.0))
+        return np.array([rising[-1 - rank] if rank < len(rising) else 0.0 for (rank,) in ranks])
+    chosen = np.unique(np.linspace(0, len(ranks) - 1, min(anchors, len(ranks))).round().astype(int))
+    errors = []
+    for index in chosen:
+        wrong = flat - solve(form, weight, ranks[index], moment, rounds=rounds).to_dense().reshape(flat.shape)
+        errors.append(float(np.sum((wrong @ damped) * wrong)))
+    floor = _SMALLEST_ERROR * float(np.sum((flat @ damped) * flat)) + np.finfo(np.float64).tiny
+    sizes = [count_parameters(form, weight.shape, entry) for entry in ranks]
+    logs = np.interp(sizes, np.array(sizes)[chosen], np.log(np.minimum.accumulate(np.maximum(errors, floor))))
+    return np.asarray(np.exp(logs))
+
+
+def _low_rank(weight: Array, rank: int, moment: Array | None) -> LowRank:
+    return plain_svd(weight, rank) if moment is None else calibrated_svd(weight, rank, Moments("", moment[None], 1))
+
+
+_SOLVERS: dict[FormName, Callable[..., Form]] = {
+    "svd": lambda weight, ranks, moment, **_: _low_rank(weight, ranks[0], moment),
+    "svd_in": lambda weight, ranks, moment, **options: input_low_rank(weight, ranks[0], moment, **options),
+    "separable": lambda weight, ranks, moment, **options: separable(weight, ranks[0], moment, **options),
+    "tucker2": tucker2,
+    "cp": lambda weight, ranks, moment, **options: cp(weight, ranks[0], moment, **options),
+    "spectral": lambda weight, ranks, moment, **_: spectral(weight, ranks, moment),
+}

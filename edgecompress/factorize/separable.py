@@ -1,12 +1,14 @@
 """Separable kernels (``kh x 1``, then ``1 x kw``), and the solver behind every form that is two linear steps in a row.
 
-Such a form is ``V[o, p, b] = sum_r second[o, r, b] first[r, p]``, where the flattened patch is split into ``(p, b)``: for a
-separable kernel ``p = (i, a)`` and ``b`` is the column of the kernel; for a 1 x 1 convolution before the kernel ``p = i`` and
-``b`` is the whole kernel. The output error ``tr((W - V) C (W - V)^T)`` is quadratic in either step, so the two are solved in turn:
+Such a form is ``V[o, p, b] = sum_r second[o, r, b] first[r, p]``, where the flattened patch is split into ``(p, b)``:
+for a separable kernel ``p = (i, a)`` and ``b`` is the column of the kernel; for a 1 x 1 convolution before the kernel
+``p = i`` and ``b`` is the whole kernel. The output error ``tr((W - V) C (W - V)^T)`` is quadratic in either step, so
+the two are solved in turn:
 
 - ``second``: least squares on the features ``first @ x``, a system of ``rank * B`` unknowns, exact.
-- ``first``: ``rank * P`` unknowns whose normal matrix is the sum of Kronecker products ``sum_bc G_bc (x) C_bc``. It is never
-  formed: a few steps of conjugate gradients, preconditioned by ``(sum_b G_bb) (x) (mean_b C_bb)``, cost two matrix products each.
+- ``first``: ``rank * P`` unknowns whose normal matrix is the sum of Kronecker products ``sum_bc G_bc (x) C_bc``. It is
+  never formed: a few steps of conjugate gradients, preconditioned by ``(sum_b G_bb) (x) (mean_b C_bb)``, cost two
+  matrix products each.
 
 The error never rises. The start is the truncated SVD of the kernel rearranged to ``P x (O B)``, whitened by the nearest
 Kronecker product of ``C`` (its exact solution, were the moment such a product) or not at all, whichever is better.
@@ -74,9 +76,10 @@ class Steps:
 def separable(weight: Array, rank: int, moment: Array | None = None, *, rounds: int = MAX_ROUNDS) -> Separable:
     """Return a separable form of a canonical weight ``(O, I, kh, kw)``.
 
-    With the ``(d, d)`` second moment of the layer's input, ``d = I kh kw``, the output error under ``regularised(moment)`` is
-    minimised; without it the error of the weight, which a truncated SVD solves (Jaderberg et al. 2014, scheme 2). Raises
-    ``ValueError`` for a rank outside ``1 .. min(I kh, O kw)`` and for shapes that do not match.
+    With the ``(d, d)`` second moment of the layer's input, ``d = I kh kw``, the output error under
+    ``regularised(moment)`` is minimised; without it the error of the weight, which a truncated SVD solves (Jaderberg
+    et al. 2014, scheme 2). Raises ``ValueError`` for a rank outside ``1 .. min(I kh, O kw)`` and for shapes that do
+    not match.
     """
     if weight.ndim != 4:
         raise ValueError(f"a separable form needs a weight (O, I, kh, kw), not {weight.shape}")
@@ -89,15 +92,15 @@ def separable(weight: Array, rank: int, moment: Array | None = None, *, rounds: 
 def two_steps(weight: Array, rank: int, moment: Array | None, *, rounds: int = MAX_ROUNDS) -> Steps:
     """Solve ``V[o, p, b] = sum_r second[o, r, b] first[r, p]`` for a weight ``(O, P, B)``.
 
-    Both steps get the same norm per component and signs that do not depend on the LAPACK build. Raises ``ValueError`` for a
-    rank outside ``1 .. min(P, O B)`` or a moment of the wrong size.
+    Both steps get the same norm per component and signs that do not depend on the LAPACK build. Raises ``ValueError``
+    for a rank outside ``1 .. min(P, O B)`` or a moment of the wrong size.
     """
     outputs, inner, points = weight.shape
     limit = min(inner, outputs * points)
     if not 1 <= rank <= limit:
         raise ValueError(f"rank {rank} is outside 1 .. {limit}")
     wide = weight.astype(np.float64)
-    if moment is None or not wide.any():
+    if moment is None:
         return balanced(plain_start(wide, rank))
     problem = pose(wide, moment)
     starts = (plain_start(wide, rank).first, whitened_start(problem, rank))
@@ -129,7 +132,7 @@ def pose(weight: Array, moment: Array) -> Problem:
 
 
 def _gradient_type(moment: Array) -> type[np.floating[Any]]:
-    """Gradients of wide layers are formed in single precision: they only point downhill, the error is taken in double."""
+    """Gradients of wide layers are formed in single precision: they only point downhill; errors are in double."""
     return np.float32 if len(moment) > _SINGLE_PRECISION_ABOVE else np.float64
 
 
@@ -145,7 +148,7 @@ def multiplied(first: Array, second: Array) -> Array:
 
 
 def features(problem: Problem, first: Array) -> tuple[Array, Array]:
-    """Return the moment ``(r B, r B)`` of the features that ``first`` makes and their products with the target ``(O, r B)``."""
+    """Return the moment ``(r B, r B)`` of the features ``first @ x``, and ``W C`` in these features ``(O, r B)``."""
     outputs, inner, points = problem.weight.shape
     size = first.shape[0] * points
     half = np.tensordot(first, problem.moment.reshape(inner, points, inner, points), (1, 0))
@@ -155,8 +158,10 @@ def features(problem: Problem, first: Array) -> tuple[Array, Array]:
 
 
 def ridged(matrix: Array) -> Array:
-    """Return a positive semi-definite matrix made safe to invert: rounding errors on its diagonal, never less than the smallest
-    normal number, so that a component which is zero stays zero."""
+    """Return a positive semi-definite matrix made safe to invert, by no more than rounding errors on its diagonal.
+
+    A component that is zero stays zero; even a matrix of zeros can be inverted.
+    """
     size = len(matrix)
     return matrix + (_RIDGE * float(np.trace(matrix)) / size + np.finfo(np.float64).tiny) * np.eye(size)
 
@@ -169,7 +174,7 @@ def solve_second(problem: Problem, first: Array) -> Array:
 
 
 def solve_first(problem: Problem, first: Array, second: Array, steps: int = _GRADIENT_STEPS) -> Array:
-    """Return a ``first`` that is better for the given ``second``, by preconditioned conjugate gradients from ``first``."""
+    """Return a better ``first`` for the given ``second``, by preconditioned conjugate gradients from ``first``."""
     outputs, rank, points = second.shape
     flat = second.reshape(outputs, rank * points)
     gram = (flat.T @ flat).reshape(rank, points, rank, points)
@@ -191,7 +196,8 @@ def descend(
 ) -> Array:
     """Return a better solution of ``apply(x) = target`` by preconditioned conjugate gradients from ``start``.
 
-    ``apply`` and ``precondition`` are symmetric positive definite; the quadratic that the equation minimises never rises.
+    ``apply`` and ``precondition`` are symmetric positive definite; the quadratic that the equation minimises never
+    rises.
     """
     solution, residual = start, target - apply(start)
     direction = towards = precondition(residual)

@@ -17,10 +17,10 @@ Array = NDArray[Any]
 def spectral(weight: Array, ranks: tuple[int, int], moment: Array | None = None) -> Spectral:
     """Return the form that keeps the ``ranks = (p, q)`` lowest frequencies of the outputs and of the inputs.
 
-    ``weight`` is canonical, ``(O, I, *kernel)``, seen as ``(O, d)``. Without a moment the coefficients are those of the cosine
-    transform; with the ``(d, d)`` second moment of the input they minimise the output error under ``regularised(moment)``:
-    ``B_p W C B_q^T (B_q C B_q^T)^-1``. Raises ``ValueError`` for ranks outside ``1 .. O`` and ``1 .. d`` or a moment of the wrong
-    size.
+    ``weight`` is canonical, ``(O, I, *kernel)``, seen as ``(O, d)``. Without a moment the coefficients are those of
+    the cosine transform; with the ``(d, d)`` second moment of the input they minimise the output error under
+    ``regularised(moment)``: ``B_p W C B_q^T (B_q C B_q^T)^-1``. Raises ``ValueError`` for ranks outside ``1 .. O`` and
+    ``1 .. d`` or a moment of the wrong size.
     """
     matrix = _matrix(weight)
     for rank, limit in zip(ranks, matrix.shape, strict=True):
@@ -38,8 +38,9 @@ def spectral(weight: Array, ranks: tuple[int, int], moment: Array | None = None)
 def block_errors(weight: Array, moment: Array | None = None) -> Array:
     """Return the error that every block leaves, shape ``(O, d)``: entry ``(p - 1, q - 1)`` for ``p x q`` kept.
 
-    All blocks cost one Cholesky factorization: with ``B C B^T = L L^T`` over the full basis, keeping ``p x q`` explains the
-    sum of squares of the leading block of ``B_O W C B^T L^-T``, because leading blocks of ``L^-1`` are inverses of leading blocks.
+    All blocks cost one Cholesky factorization: with ``B C B^T = L L^T`` over the full basis, keeping ``p x q``
+    explains the sum of squares of the leading block of ``B_O W C B^T L^-T``, because leading blocks of ``L^-1`` are
+    inverses of leading blocks.
     """
     matrix = _matrix(weight)
     rows, columns = dct_basis(matrix.shape[0], matrix.shape[0]), dct_basis(matrix.shape[1], matrix.shape[1])

@@ -31,7 +31,9 @@ def calibrated_svd(weight: Array, rank: int, moments: Moments) -> LowRank:
     With ``C`` the (regularised) second moment of the input, the optimal ``V`` is ``U U^T W`` where ``U`` holds the
     leading eigenvectors of ``W C W^T`` (Zhang et al. 2016, eq. 6, the linear case): the left singular vectors of
     ``W S`` for any ``S S^T = C``. Where only the diagonal of ``C`` is known, the rest counts as zero. The scale is
-    shared so that both factors have the same norm per component. Raises ``ValueError`` as ``plain_svd`` does, and for moments of a grouped layer.
+    shared so that both factors have the same norm per component.
+
+    Raises ``ValueError`` as ``plain_svd`` does, and for moments of a grouped layer.
     """
     matrix = _matrix(weight, rank)
     if moments.second_moment.shape[0] != 1:

@@ -15,7 +15,6 @@ from edgecompress.factorize.separable import (
     Steps,
     balanced,
     features,
-    multiplied,
     output_error,
     pose,
     ridged,
@@ -31,8 +30,8 @@ def input_low_rank(weight: Array, rank: int, moment: Array | None = None, *, rou
     """Return the form 1 x 1 then kernel of a canonical weight ``(O, I, *kernel)``.
 
     With the ``(d, d)`` second moment of the input the output error under ``regularised(moment)`` is minimised by
-    alternation, without it the error of the weight by a truncated SVD. Raises ``ValueError`` for a weight without a kernel, a
-    rank outside ``1 .. min(I, O prod(kernel))`` or a moment of the wrong size.
+    alternation, without it the error of the weight by a truncated SVD. Raises ``ValueError`` for a weight without a
+    kernel, a rank outside ``1 .. min(I, O prod(kernel))`` or a moment of the wrong size.
     """
     flat = _flat_kernel(weight)
     steps = two_steps(flat, rank, moment, rounds=rounds)
@@ -43,12 +42,12 @@ def input_low_rank(weight: Array, rank: int, moment: Array | None = None, *, rou
 def tucker2(weight: Array, ranks: tuple[int, int], moment: Array | None = None, *, rounds: int = MAX_ROUNDS) -> Tucker2:
     """Return the Tucker-2 form of a canonical weight ``(O, I, *kernel)`` with ``ranks = (out, in)``.
 
-    Without a moment: higher-order orthogonal iteration (Kim et al. 2016). With the ``(d, d)`` second moment of the input: for
-    a given ``in_factor`` the core and ``out_factor`` are a reduced-rank regression on the mixed channels, solved exactly by
-    one eigenproblem; for given core and ``out_factor``, ``in_factor`` is the first of two linear steps. The two alternate,
-    and the output error under ``regularised(moment)`` never rises. Raises ``ValueError`` for a weight without a
-    kernel, ranks outside ``1 .. O`` and ``1 .. I`` or more than the other rank times the kernel supports, or a moment of the
-    wrong size.
+    Without a moment: higher-order orthogonal iteration (Kim et al. 2016). With the ``(d, d)`` second moment of the
+    input: for a given ``in_factor`` the core and ``out_factor`` are a reduced-rank regression on the mixed channels,
+    solved exactly by one eigenproblem; for given core and ``out_factor``, ``in_factor`` is the first of two linear
+    steps. The two alternate, and the output error under ``regularised(moment)`` never rises. Raises ``ValueError`` for
+    a weight without a kernel, ranks outside ``1 .. O`` and ``1 .. I`` or more than the other rank times the kernel
+    supports, or a moment of the wrong size.
     """
     flat = _flat_kernel(weight).astype(np.float64)
     _check_ranks(flat.shape, ranks)
@@ -101,10 +100,10 @@ def _alternate(problem: Problem, ranks: tuple[int, int], start: Steps, rounds: i
 
 
 def _regressed(problem: Problem, first: Array, rank: int) -> tuple[Steps, Array]:
-    """Return the best second step of rank ``rank`` over the outputs for a given ``first``, and the basis of its outputs.
+    """Return the best second step of a rank over the outputs for a given ``first``, and the basis of its outputs.
 
-    With ``A = R M^-1`` the unconstrained least squares, the best of rank ``rank`` is ``U U^T A``, where ``U`` holds the leading
-    eigenvectors of ``A M A^T`` (the linear case of Zhang et al. 2016, in the space of the features).
+    With ``A = R M^-1`` the unconstrained least squares, the best of rank ``rank`` is ``U U^T A``, where ``U`` holds
+    the leading eigenvectors of ``A M A^T`` (the linear case of Zhang et al. 2016, in the space of the features).
     """
     moment, crossed = features(problem, first)
     regression = np.linalg.solve(ridged(moment), crossed.T).T

@@ -1,4 +1,4 @@
-"""Find the low-rank form of layers and replace each layer's node by the two nodes of its form."""
+"""Find the factorized form of layers and replace each layer's node by the nodes of its form."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from edgecompress.factorize.forms import LowRank
-from edgecompress.factorize.svd import calibrated_svd, plain_svd
+from edgecompress.factorize.solve import Form, solve
 from edgecompress.graph import Graph, fresh_name, replace_nodes
 from edgecompress.orientation import read_weight, stored
 from edgecompress.passes.run import Change
+from edgecompress.passes.steps import composed, conv_steps
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,36 +26,58 @@ if TYPE_CHECKING:
 _FIRST_OPSET_WITH_FREE_BIAS = 11
 
 
-def factorize(graph: Graph, layers: Sequence[Layer], forms: Mapping[str, LowRank]) -> Sequence[Change]:
-    """Rewrite every layer that has a form. The factors are the constants ``<name>.0`` (applied first) and ``<name>.1``."""
+def factorize(graph: Graph, layers: Sequence[Layer], forms: Mapping[str, Form]) -> Sequence[Change]:
+    """Rewrite every layer that has a form. Its factors are ``<name>.0`` (applied first), ``<name>.1``, ..."""
     changes: list[Change] = []
     replaced: dict[int, list[gs.Node]] = {}
     for layer in layers:
         if layer.name not in forms:
             continue
         form = forms[layer.name]
-        first, second = _factors(graph, layer, form)
-        for node in layer.nodes:
-            replaced[id(node)] = _NODES[layer.op](graph, node, first, second)
+        if layer.op == "Conv":  # several convolutions never share a factorized weight
+            factors, replaced[id(layer.nodes[0])] = _convolutions(graph, layer, form)
+        else:
+            assert isinstance(form, LowRank)
+            factors = [first, second] = _matrices(graph, layer, form)
+            for node in layer.nodes:
+                replaced[id(node)] = _PRODUCTS[layer.op](graph, node, first, second)
+        names = tuple(factor.name for factor in factors)
         dense = functools.partial(_stored_dense, form, layer)
-        changes.append(Change(layer.name, f"low rank {form.rank}", dense=dense, tensors=(first.name, second.name)))
+        changes.append(Change(layer.name, type(form).__name__, dense=dense, tensors=names))
     replace_nodes(graph, replaced)
     return changes
 
 
-def _stored_dense(form: LowRank, layer: Layer) -> Array:
+def _stored_dense(form: Form, layer: Layer) -> Array:
     return stored(form.to_dense(), layer)
 
 
-def _factors(graph: Graph, layer: Layer, form: LowRank) -> tuple[gs.Constant, gs.Constant]:
-    """Return the two factors as constants in the orientation that the layer's nodes want."""
+def _constant(graph: Graph, layer: Layer, step: int, values: Array) -> gs.Constant:
+    return gs.Constant(fresh_name(graph, f"{layer.name}.{step}"), np.ascontiguousarray(values))
+
+
+def _convolutions(graph: Graph, layer: Layer, form: Form) -> tuple[list[gs.Constant], list[gs.Node]]:
+    """Return the factors and the chain of Conv nodes that takes a layer's place."""
+    (node,) = layer.nodes
+    steps = conv_steps(form, node.attrs)
+    factors = [_constant(graph, layer, number, step.weight) for number, step in enumerate(steps)]
+    tensors = [_between(graph, node, factor) for factor in factors[:-1]]
+    inputs, outputs = _take_over(node)
+    sources, results = [inputs[0], *tensors], [*([tensor] for tensor in tensors), outputs]
+    nodes = [
+        gs.Node("Conv", _named(node, number), attrs=step.attributes, inputs=[source, factor], outputs=result)
+        for number, (step, factor, source, result) in enumerate(zip(steps, factors, sources, results, strict=True))
+    ]
+    nodes[-1].inputs.extend(inputs[2:])
+    return factors, nodes
+
+
+def _matrices(graph: Graph, layer: Layer, form: LowRank) -> list[gs.Constant]:
+    """Return the two factors of a matrix in the orientation that the layer's nodes want."""
     right, left = form.right, form.left
-    if layer.op == "Conv":
-        left = left.reshape(*left.shape, *(1,) * (right.ndim - 2))
-    elif layer.orientation == "transposed":
+    if layer.orientation == "transposed":
         right, left = right.T, left.T
-    first, second = (fresh_name(graph, f"{layer.name}.{step}") for step in (0, 1))
-    return gs.Constant(first, np.ascontiguousarray(right)), gs.Constant(second, np.ascontiguousarray(left))
+    return [_constant(graph, layer, 0, right), _constant(graph, layer, 1, left)]
 
 
 def _between(graph: Graph, node: gs.Node, factor: gs.Constant) -> gs.Variable:
@@ -96,57 +119,38 @@ def _gemm(graph: Graph, node: gs.Node, first: gs.Constant, second: gs.Constant) 
     ]
 
 
-def _conv(graph: Graph, node: gs.Node, first: gs.Constant, second: gs.Constant) -> list[gs.Node]:
-    middle = _between(graph, node, first)
-    inputs, outputs = _take_over(node)
-    pointwise = {"kernel_shape": list(second.shape[2:])}
-    spatial = {name: value for name, value in node.attrs.items() if value != []}  # an empty list has no type to write
-    return [
-        gs.Node("Conv", _named(node, 0), attrs=spatial, inputs=[inputs[0], first], outputs=[middle]),
-        gs.Node("Conv", _named(node, 1), attrs=pointwise, inputs=[middle, second, *inputs[2:]], outputs=outputs),
-    ]
-
-
 def _named(node: gs.Node, step: int) -> str:
     return f"{node.name}.{step}" if node.name else ""
 
 
-_NODES = {"MatMul": _matmul, "Gemm": _gemm, "Conv": _conv}
+_PRODUCTS = {"MatMul": _matmul, "Gemm": _gemm}
 
 
 def dense_of(parts: Sequence[Array], layer: Layer) -> Array:
     """Multiply the factors of a layer, given as stored in the graph, out to its canonical weight."""
     if len(parts) == 1:
         return parts[0]
-    right, left = parts
-    if layer.op == "Conv":
-        left = left.reshape(left.shape[:2])
-    elif layer.orientation == "transposed":
-        right, left = right.T, left.T
-    return LowRank(left, right).to_dense()
+    turned = layer.orientation == "transposed"
+    return composed([part.T for part in parts] if turned else parts)
 
 
-def solve_low_rank(
+def solve_forms(
     graph: Graph,
     layers: Sequence[Layer],
     plan: Plan,
     moments: Mapping[str, Moments],
     *,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, LowRank]:
+) -> dict[str, Form]:
     """Find the factors of every layer that the plan factorizes. Raises ``ModelError`` for NaN or Inf weights."""
     wanted = {entry.layer: entry.factorize for entry in plan.layers if entry.factorize is not None}
-    forms: dict[str, LowRank] = {}
+    forms: dict[str, Form] = {}
     for layer in layers:
         asked = wanted.get(layer.name)
         if asked is None:
             continue
-        weight = read_weight(graph, layer)
-        known = moments.get(layer.name)
-        if asked.calibrated and known is not None:
-            forms[layer.name] = calibrated_svd(weight, asked.rank, known)
-        else:
-            forms[layer.name] = plain_svd(weight, asked.rank)
+        known = moments.get(layer.name) if asked.calibrated else None
+        forms[layer.name] = solve(asked.scheme, read_weight(graph, layer), asked.ranks, known)
         if progress:
             progress(len(forms), len(wanted))
     return forms

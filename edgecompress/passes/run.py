@@ -64,7 +64,7 @@ def run_pass(
     """Run one pass on a private copy of the model's graph and return the new model.
 
     Checked afterwards: the ONNX checker (where it accepted the model before), inputs and outputs unchanged, and, with
-    ``feeds``, that the new model computes what the old one does with every changed weight replaced by its ``dense`` form.
+    ``feeds``, that the new model computes what the old one does with every changed weight in its ``dense`` form.
 
     Raises:
         PassError: a check failed. This is a defect of the pass, not of the model.

@@ -41,7 +41,7 @@ def codebooks(graph: Graph, forms: Mapping[str, Clustered]) -> Sequence[Change]:
         indices = gs.Constant(fresh_name(graph, f"{name}.indices"), form.indices)
         wide = gs.Variable(fresh_name(graph, f"{name}.positions"), dtype=np.int32)
         weight.to_variable(dtype=form.codebook.dtype, shape=list(form.indices.shape))
-        # Just before its first use: a runtime that does not fold then holds one rebuilt weight at a time, not all of them.
+        # Just before its first use: a runtime that does not fold then holds one rebuilt weight at a time, not all.
         # A use inside a control-flow body has no place here, so that weight is rebuilt first.
         first = min((places.get(id(node), 0) for node in weight.outputs), default=0)
         decoders.setdefault(first, []).extend(
@@ -109,6 +109,8 @@ def _importances(layer: Layer, parts: Sequence[Array], moments: Moments | None) 
             else moments.diagonal
         )
         return [_floored(stored(rows.reshape(-1, *layer.shape[1:]), layer))]
+    if len(parts) != 2 or any(size > 1 for size in parts[1].shape[2:]):
+        return [None] * len(parts)  # only for a plain product is it this simple
     right, left = (part if layer.op == "Conv" else canonical(part, layer) for part in parts)
     rows = right.reshape(right.shape[0], -1).astype(np.float64)
     columns = left.reshape(left.shape[0], -1).astype(np.float64)
