@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from edgecompress.factorize.forms import LowRank
-from edgecompress.factorize.solve import Form, solve
+from edgecompress.factorize.forms import LowRank, Spectral
+from edgecompress.factorize.solve import solve_layer
 from edgecompress.graph import Graph, fresh_name, replace_nodes
 from edgecompress.orientation import read_weight, stored
 from edgecompress.passes.run import Change
@@ -18,6 +18,7 @@ from edgecompress.passes.steps import composed, conv_steps
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from edgecompress.factorize.rank import Form
     from edgecompress.layers import Layer
     from edgecompress.model import Array
     from edgecompress.moments import Moments
@@ -59,6 +60,7 @@ def _constant(graph: Graph, layer: Layer, step: int, values: Array) -> gs.Consta
 def _convolutions(graph: Graph, layer: Layer, form: Form) -> tuple[list[gs.Constant], list[gs.Node]]:
     """Return the factors and the chain of Conv nodes that takes a layer's place."""
     (node,) = layer.nodes
+    assert not isinstance(form, Spectral)  # not a chain of convolutions; no plan names it
     steps = conv_steps(form, node.attrs)
     factors = [_constant(graph, layer, number, step.weight) for number, step in enumerate(steps)]
     tensors = [_between(graph, node, factor) for factor in factors[:-1]]
@@ -150,7 +152,7 @@ def solve_forms(
         if asked is None:
             continue
         known = moments.get(layer.name) if asked.calibrated else None
-        forms[layer.name] = solve(asked.scheme, read_weight(graph, layer), asked.ranks, known)
+        forms[layer.name] = solve_layer(asked.scheme, read_weight(graph, layer), asked.ranks, known)
         if progress:
             progress(len(forms), len(wanted))
     return forms
