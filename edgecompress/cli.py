@@ -53,7 +53,12 @@ def _count(option: str) -> Callable[[str], int]:
 
 
 _bits = _number("--bits", "a whole number from 1 to 8", int, lambda value: 1 <= value <= 8)
-_share = _number("--keep", "a share above 0 and at most 1", float, lambda value: 0 < value <= 1)
+
+
+def _share(option: str) -> Callable[[str], float]:
+    return _number(option, "a share above 0 and at most 1", float, lambda value: 0 < value <= 1)
+
+
 _decibels = _number("--min-sqnr-db", "a number of decibels", float, lambda value: not math.isnan(value))
 _points = _number("--max-drop", "a number of points", float, lambda value: not math.isnan(value))
 
@@ -126,17 +131,26 @@ def compress(
     factorize: Annotated[
         str | None,
         _what(
-            metavar="none|svd|separable|tucker2|cp|auto",
+            metavar="none|svd|svd_in|separable|tucker2|cp|auto",
             help="Factorized form of Gemm, MatMul and Conv.  [default: none]",
         ),
     ] = None,
     keep: Annotated[
         float | None,
-        _what(metavar="SHARE", parser=_share, help="Share of its parameters that a layer may keep.  [default: 0.5]"),
+        _what(
+            metavar="SHARE",
+            parser=_share("--keep"),
+            help="Share of its parameters that a layer may keep.  [default: 0.5]",
+        ),
     ] = None,
     rank: Annotated[
         int | None, _what(metavar="N", parser=_count("--rank"), help="The rank of every layer, instead of --keep.")
     ] = None,
+    energy: Annotated[
+        float | None,
+        _what(metavar="SHARE", parser=_share("--energy"), help="svd: the rank that holds this share of the energy."),
+    ] = None,
+    evbmf: Annotated[bool, _what("--evbmf", help="svd: the rank that variational Bayes finds (EVBMF).")] = False,
     cluster: Annotated[
         str | None, _what(metavar="none|kmeans", help="Values of a tensor share a codebook.  [default: kmeans]")
     ] = None,
@@ -162,14 +176,22 @@ def compress(
 
     - `edgecompress compress model.onnx -o out`
     - `edgecompress compress model.onnx -o out --data train.npz --test-data test.npz --bits 4`
-    - `edgecompress compress model.onnx -o out --data dataset.toml --factorize svd --keep 0.6`
+    - `edgecompress compress model.onnx -o out --data dataset.toml --factorize separable --keep 0.6`
     """
     from edgecompress import commands
 
     commands.compress(
         model,
         out,
-        settings={"factorize": factorize, "keep": keep, "rank": rank, "cluster": cluster, "bits": bits},
+        settings={
+            "factorize": factorize,
+            "keep": keep,
+            "rank": rank,
+            "energy": energy,
+            "evbmf": evbmf or None,
+            "cluster": cluster,
+            "bits": bits,
+        },
         sources={"data": data, "test_data": test_data, "recipe": recipe, "plan": plan},
         shapes=shape or [],
         calibrate=not no_calibrate,

@@ -14,7 +14,7 @@ from edgecompress.data import check_shapes, for_validation, split
 from edgecompress.devices import open_runner
 from edgecompress.errors import OutputError, RecipeError
 from edgecompress.evidence import Outcome, accuracy_of, latency_of, layer_plots, layer_rows, outputs_of
-from edgecompress.factorize.solve import best_form
+from edgecompress.factorize.solve import best_form, spectral_rank
 from edgecompress.facts import caveats, model_facts, tool_facts
 from edgecompress.files import refuse_existing, sha256_of, staged_folder
 from edgecompress.graph import integer_limits, open_graph
@@ -26,7 +26,7 @@ from edgecompress.passes.prepare import prepare
 from edgecompress.passes.run import run_pass
 from edgecompress.passes.weights import codebooks, solve_codebooks
 from edgecompress.plan import make_plan, plan_to_json, read_plan
-from edgecompress.recipe import Recipe, check_recipe, recipe_hash
+from edgecompress.recipe import DEFAULT_KEEP, Recipe, Settings, check_recipe, recipe_hash
 from edgecompress.report.html import to_html
 from edgecompress.report.model import Report, Size, StageBytes, compression_ratio, to_json
 from edgecompress.save import save_model
@@ -212,8 +212,12 @@ def _given_plan(case: _Case, entries: list[Layer | Skip], request: Request) -> P
 def _plan(
     case: _Case, graph: Graph, entries: list[Layer | Skip], moments: Mapping[str, Moments], request: Request
 ) -> Plan:
-    def choose(layer: Layer, share: float) -> tuple[FormName, tuple[int, ...]] | None:
-        return best_form(read_weight(graph, layer), share, moments.get(layer.name))
+    def choose(layer: Layer, settings: Settings) -> tuple[FormName, tuple[int, ...]] | None:
+        weight = read_weight(graph, layer)
+        if settings.factorize == "auto":
+            return best_form(weight, settings.keep or DEFAULT_KEEP, moments.get(layer.name))
+        rank = spectral_rank(weight, energy=settings.energy)
+        return ("svd", (rank,)) if rank else None
 
     digest = sha256_of(case.model.path)
     with request.step("plan"):

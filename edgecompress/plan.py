@@ -66,8 +66,8 @@ class Plan:
     layers: tuple[LayerPlan, ...]
 
 
-Chooser = Callable[[Layer, float], tuple[FormName, tuple[int, ...]] | None]
-"""Picks the best form of a layer for a share of its parameters: what ``auto`` asks."""
+Chooser = Callable[[Layer, Settings], tuple[FormName, tuple[int, ...]] | None]
+"""Decides what depends on a layer's values: the form for ``auto``, the rank for ``energy`` and ``evbmf``."""
 
 
 def make_plan(
@@ -81,8 +81,8 @@ def make_plan(
     """Decide for every layer; ``calibrated`` says that there will be moments of those layers that take them.
 
     A convolution that comes first sees the raw input and does not forgive; a layer with hardly any of the parameters
-    gains nothing and may be the classifier: neither is factorized unless the recipe names it. ``choose`` serves the
-    scheme ``auto``.
+    gains nothing and may be the classifier: neither is factorized unless the recipe names it. ``choose`` is asked
+    where the values of a layer decide.
     """
     first = next((entry.name for entry in entries if isinstance(entry, Layer)), None)
     total = sum(entry.parameters for entry in entries if isinstance(entry, Layer))
@@ -134,27 +134,27 @@ def _factorize_plan(
         return None, None
     if layer.fixed_form is not None:
         return None, layer.fixed_form
-    share = settings.keep if settings.keep is not None else DEFAULT_KEEP
-    if settings.factorize == "auto":
-        chosen = choose(layer, share) if choose is not None else None
+    if settings.factorize == "auto" or settings.energy is not None or settings.evbmf:
+        chosen = choose(layer, settings) if choose is not None else None
         if chosen is None:
-            return None, f"no form keeps {share:g} of its {layer.parameters} parameters or fewer"
+            return None, "no form of this size is smaller" if settings.factorize == "auto" else "EVBMF finds no rank"
         scheme, ranks = chosen
     else:
         scheme = cast("FormName", settings.factorize)
         if not fits(scheme, layer.shape):
             return None, f"{scheme} needs a kernel wider than 1, which this weight does not have"
-        sized = settings.rank is not None
-        ranks = (
-            allowed_ranks(scheme, layer.shape, settings.rank or 1)
-            if sized
-            else ranks_for_share(scheme, layer.shape, share)
-        )
+        ranks = _ranks(scheme, layer, settings)
     # a rank that was asked for counts as it is, not as what the shape cuts it down to
     judged = (settings.rank,) if settings.rank is not None and len(ranks) == 1 else ranks
     if not _is_smaller(layer, scheme, judged):
         return None, _no_gain(layer, judged)
     return FactorizePlan(scheme=scheme, rank=_plain(ranks), calibrated=calibrated), None
+
+
+def _ranks(scheme: FormName, layer: Layer, settings: Settings) -> tuple[int, ...]:
+    if settings.rank is not None:
+        return allowed_ranks(scheme, layer.shape, settings.rank)
+    return ranks_for_share(scheme, layer.shape, DEFAULT_KEEP if settings.keep is None else settings.keep)
 
 
 def _plain(ranks: tuple[int, ...]) -> int | tuple[int, int]:

@@ -23,19 +23,23 @@ DEFAULT_KEEP = 0.5
 DEFAULT_BITS = 5
 _OPS = (*FACTORIZABLE_OPS, "ConvTranspose", "LSTM", "GRU", "Gather")
 _SECTIONS = ("ops", "layers")
+_SIZES = ("rank", "keep", "energy", "evbmf")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
     """What to do with a layer; ``None`` leaves a setting to the less specific level.
 
-    ``keep`` is the share of the layer's parameters that its factors may have; ``rank`` excludes it. ``bits`` means
-    ``2 ** bits`` clusters.
+    One of four sizes the factors: ``keep``, the share of the layer's parameters that they may have; ``rank``;
+    ``energy``, the share of the squared singular values that the rank must hold; ``evbmf``, the rank that variational
+    Bayes finds. ``bits`` means ``2 ** bits`` clusters.
     """
 
     factorize: str | None = None
     keep: float | None = None
     rank: int | None = None
+    energy: float | None = None
+    evbmf: bool | None = None
     cluster: str | None = None
     bits: int | None = None
 
@@ -88,14 +92,29 @@ def check_settings(settings: Settings, where: str) -> Settings:
     _choice(settings.cluster, CLUSTER_SCHEMES, f"{where}: cluster")
     _whole(settings.bits, 1, 8, f"{where}: bits")
     _whole(settings.rank, 1, None, f"{where}: rank")
-    keep = settings.keep
-    if keep is not None and (isinstance(keep, bool) or not isinstance(keep, (int, float)) or not 0.0 < keep <= 1.0):
-        raise RecipeError(f"{where}: keep must be a share above 0 and at most 1, not {keep!r}", hint="for example 0.5")
-    if keep is not None and settings.rank is not None:
-        raise RecipeError(f"{where}: rank and keep exclude each other", hint="give one of them")
-    if settings.factorize == "none" and (keep is not None or settings.rank is not None):
-        raise RecipeError(f"{where}: rank and keep need factorize", hint='set factorize to "svd"')
-    return settings if keep is None else replace(settings, keep=float(keep))
+    _fraction(settings.keep, f"{where}: keep")
+    _fraction(settings.energy, f"{where}: energy")
+    if settings.evbmf not in (None, True):
+        raise RecipeError(f"{where}: evbmf must be true, not {settings.evbmf!r}", hint="leave it out instead")
+    given = sizes_in(settings)
+    if len(given) > 1:
+        raise RecipeError(f"{where}: {' and '.join(given)} exclude each other", hint="give one of them")
+    if settings.factorize == "none" and given:
+        raise RecipeError(f"{where}: {given[0]} needs factorize", hint='set factorize to "svd"')
+    if settings.factorize not in (None, "svd") and set(given) & {"energy", "evbmf"}:
+        raise RecipeError(f"{where}: {given[0]} chooses the rank of svd only", hint='set factorize to "svd"')
+    shares = {name: float(value) for name in ("keep", "energy") if (value := getattr(settings, name)) is not None}
+    return replace(settings, **shares)  # type: ignore[arg-type]  # a TOML file may give the share 1 as an integer
+
+
+def sizes_in(settings: Settings) -> list[str]:
+    """Return the names of the settings that size the factors, of those that are given."""
+    return [name for name in _SIZES if getattr(settings, name) is not None]
+
+
+def _fraction(value: Any, where: str) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value <= 1.0):
+        raise RecipeError(f"{where} must be a share above 0 and at most 1, not {value!r}", hint="for example 0.5")
 
 
 def _choice(value: Any, allowed: Sequence[str], where: str) -> None:
@@ -117,16 +136,16 @@ def with_overrides(recipe: Recipe, overrides: Settings) -> Recipe:
     """Return the recipe with command-line settings in place of those for all layers."""
     given = {key: value for key, value in asdict(overrides).items() if value is not None}
     everywhere = recipe.everywhere
-    if "rank" in given or "keep" in given or given.get("factorize") == "none":
-        everywhere = replace(everywhere, rank=None, keep=None)
+    if given.keys() & set(_SIZES) or given.get("factorize") == "none":
+        everywhere = replace(everywhere, rank=None, keep=None, energy=None, evbmf=None)
     return replace(recipe, everywhere=check_settings(replace(everywhere, **given), "options"))
 
 
 def resolve(recipe: Recipe, layer: Layer) -> Settings:
     """Return the full settings of a layer: its name, then patterns in file order, then its operator, then all layers.
 
-    A level that sets ``rank`` hides a ``keep`` from below it, and the other way round; either, set for a layer or an
-    operator, asks for the scheme of all layers (``svd`` where that is none) unless that level names one, and ``bits``
+    A level that sizes the factors in one way hides the other ways from below it; any, set for a layer or an operator,
+    asks for the scheme of all layers (``svd`` where that is none) unless that level names one, and ``bits``
     for ``kmeans``.
     """
     levels = [recipe.layers[layer.name]] if layer.name in recipe.layers else []
@@ -138,20 +157,20 @@ def resolve(recipe: Recipe, layer: Layer) -> Settings:
     usual = recipe.everywhere.factorize
     scheme = usual if usual not in (None, "none") else "svd"
     for level in [*(_implied_schemes(level, scheme) for level in specific), recipe.everywhere]:
-        sized = "rank" in merged or "keep" in merged
+        sized = bool(merged.keys() & set(_SIZES))
         for key, value in asdict(level).items():
-            if value is not None and not (sized and key in ("rank", "keep")):
+            if value is not None and not (sized and key in _SIZES):
                 merged.setdefault(key, value)
     merged.setdefault("factorize", "none")
     merged.setdefault("cluster", "kmeans")
     merged.setdefault("bits", DEFAULT_BITS)
-    if merged["factorize"] != "none" and "rank" not in merged:
-        merged.setdefault("keep", DEFAULT_KEEP)
+    if merged["factorize"] != "none" and not merged.keys() & set(_SIZES):
+        merged["keep"] = DEFAULT_KEEP
     return Settings(**merged)
 
 
 def _implied_schemes(level: Settings, scheme: str | None) -> Settings:
-    if level.factorize is None and (level.rank is not None or level.keep is not None):
+    if level.factorize is None and sizes_in(level):
         level = replace(level, factorize=scheme)
     return replace(level, cluster="kmeans") if level.cluster is None and level.bits is not None else level
 
@@ -170,10 +189,10 @@ def check_recipe(recipe: Recipe, entries: Sequence[Layer | Skip]) -> None:
                 f"the recipe names layer {pattern!r}, which the model does not have", hint=did_you_mean(pattern, names)
             )
     everywhere = recipe.everywhere
-    sized = everywhere.rank is not None or everywhere.keep is not None
+    sizes = sizes_in(everywhere)
     specific = (*recipe.ops.values(), *recipe.layers.values())
-    if sized and everywhere.factorize is None and not any(entry.factorize not in (None, "none") for entry in specific):
-        raise RecipeError("rank and keep need factorize", hint="add --factorize svd (or factorize in the recipe)")
+    if sizes and everywhere.factorize is None and not any(entry.factorize not in (None, "none") for entry in specific):
+        raise RecipeError(f"{sizes[0]} needs factorize", hint="add --factorize svd (or factorize in the recipe)")
 
 
 def recipe_hash(recipe: Recipe) -> str:

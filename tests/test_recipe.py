@@ -129,7 +129,7 @@ def test_bits_for_a_layer_ask_for_kmeans(tmp_path):
         ("[ops.Conv]\nkeep = inf", "keep must be a share", ""),
         ('[ops.Conv]\nkeep = "half"', "keep must be a share", ""),
         ("[ops.Conv]\nkeep = 0.5\nrank = 2", "rank and keep exclude each other", "one of them"),
-        ('[ops.Conv]\nkeep = 0.5\nfactorize = "none"', "rank and keep need factorize", "svd"),
+        ('[ops.Conv]\nkeep = 0.5\nfactorize = "none"', "keep needs factorize", "svd"),
         ("layers = 3", r"\[layers\] must hold tables", ""),
         ("[layers]\nfc_1 = 3", r"\[layers\] must hold tables", ""),
         ("ops = []", r"\[ops\] must hold tables", ""),
@@ -165,7 +165,7 @@ def test_a_layer_that_the_model_does_not_have_is_refused(tmp_path):
 
 def test_a_size_for_all_layers_needs_something_that_factorizes(tmp_path):
     names = list(FOUND.values())
-    with pytest.raises(RecipeError, match="rank and keep need factorize"):
+    with pytest.raises(RecipeError, match="needs factorize"):
         check_recipe(recipe_of(tmp_path, "keep = 0.5"), names)
     check_recipe(recipe_of(tmp_path, 'keep = 0.5\nfactorize = "svd"'), names)
     text = 'keep = 0.3\n[ops.MatMul]\nfactorize = "svd"'
@@ -194,7 +194,7 @@ def test_options_are_checked_as_recipes_are():
         with_overrides(Recipe(), Settings(factorize="svd", rank=2, keep=0.5))
     with pytest.raises(RecipeError, match="options: bits"):
         with_overrides(Recipe(), Settings(bits=9))
-    with pytest.raises(RecipeError, match="rank and keep need factorize"):
+    with pytest.raises(RecipeError, match="needs factorize"):
         check_settings(Settings(factorize="none", rank=2), "here")
 
 
@@ -214,3 +214,17 @@ def test_the_hash_is_that_of_what_is_asked_for(tmp_path):
 def test_one_and_one_point_zero_are_the_same_share(tmp_path):
     hashes = {recipe_hash(recipe_of(tmp_path, f"factorize = 'svd'\nkeep = {keep}")) for keep in ("1", "1.0")}
     assert len(hashes) == 1
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('factorize = "svd"\nenergy = 1.5', "energy must be a share above 0 and at most 1, not 1.5"),
+        ('factorize = "svd"\nevbmf = false', "evbmf must be true, not False"),
+        ('factorize = "svd"\nenergy = 0.9\nkeep = 0.5', "keep and energy exclude each other"),
+        ('factorize = "separable"\nevbmf = true', "evbmf chooses the rank of svd only"),
+    ],
+)
+def test_the_ways_to_choose_a_rank_exclude_each_other(tmp_path, text: str, message: str):
+    with pytest.raises(RecipeError, match=message):
+        recipe_of(tmp_path, text)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecompress.factorize.forms import FormName, count_parameters, fits
-from edgecompress.factorize.rank import Form, ranks_for_share, solve, supported
-from edgecompress.factorize.svd import calibrated_svd
+from edgecompress.factorize.rank import Form, evbmf_rank, rank_for_energy, ranks_for_share, solve, supported
+from edgecompress.factorize.svd import calibrated_svd, spectrum
 from edgecompress.moments import Moments, output_errors
 
 Array = NDArray[Any]
@@ -48,6 +48,13 @@ def best_form(weight: Array, share: float, moments: Moments | None) -> tuple[For
         return None
     _, form, ranks = min(found)
     return form, ranks
+
+
+def spectral_rank(weight: Array, *, energy: float | None) -> int:
+    """Return the rank of a weight seen as a matrix that holds the share ``energy``; without one EVBMF's, maybe 0."""
+    if energy is None:
+        return evbmf_rank(weight.reshape(weight.shape[0], -1))
+    return rank_for_energy(spectrum(weight), energy)
 
 
 def allowed_ranks(form: FormName, shape: tuple[int, ...], rank: int) -> Ranks:

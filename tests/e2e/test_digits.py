@@ -185,3 +185,14 @@ def test_the_demo_can_be_run_again_and_again(process, tmp_path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == [
         *("bundle", "model.ecz", "model.onnx", "plan.json", "report.html", "report.json")
     ]
+
+
+def test_a_rank_can_be_chosen_by_energy_or_by_variational_bayes(cli: Cli, tmp_path) -> None:
+    arguments = ["--factorize", "svd", "--cluster", "none", "--json"]
+    much = cli("compress", DIGITS_MODEL, "-o", tmp_path / "much", *arguments, "--energy", "0.9").json
+    less = cli("compress", DIGITS_MODEL, "-o", tmp_path / "less", *arguments, "--energy", "0.5").json
+    bayes = cli("compress", DIGITS_MODEL, "-o", tmp_path / "bayes", *arguments, "--evbmf").json
+    for more, fewer in zip(much["layers"], less["layers"], strict=True):
+        assert fewer["parameters_after"] <= more["parameters_after"] <= more["parameters_before"]
+    assert any(row["rank"] for row in less["layers"])
+    assert all(row["rank"] or row["reason"] for row in bayes["layers"])
