@@ -127,6 +127,7 @@ def _compress(source: Path, out: Path, request: Request) -> Report:
     given = _given_plan(case, entries, request)
     moments = _calibrate(case, prepared, layers, request)
     plan = given or _plan(case, before, entries, moments, request)
+    _check_untouched(before, layers, plan)
     factorized, parts = _factorize(case, prepared, layers, plan, moments=moments, request=request)
     clusters, final = _cluster(case, factorized, layers, plan, parts=parts, moments=moments, request=request)
 
@@ -222,6 +223,14 @@ def _plan(
     digest = sha256_of(case.model.path)
     with request.step("plan"):
         return make_plan(request.recipe, entries, model_sha256=digest, calibrated=bool(moments), choose=choose)
+
+
+def _check_untouched(graph: Graph, layers: list[Layer], plan: Plan) -> None:
+    """Raise ``ModelError`` for NaN or Inf in a weight that no stage reads; the stages look at the others."""
+    left_alone = {entry.layer for entry in plan.layers if entry.factorize is None and entry.weights is None}
+    for layer in layers:
+        if layer.name in left_alone:
+            read_weight(graph, layer)
 
 
 def _is_calibrated(entry: LayerPlan) -> bool:

@@ -127,6 +127,7 @@ def test_weights_that_are_no_numbers_are_refused(refused, tmp_path, value) -> No
     bad = tiny.save(tmp_path / "bad.onnx", tiny.MLP, w1=weight, w2=tiny.normal(64, 4))
     refused(3, "weight 'w1' holds 1 NaN or Inf", "compress", bad, "-o", "o")
     refused(3, "weight 'w1' holds 1 NaN or Inf", "compress", bad, "-o", "o", "--factorize", "svd")
+    refused(3, "weight 'w1' holds 1 NaN or Inf", "compress", bad, "-o", "o", "--cluster", "none")
 
 
 def test_a_model_that_the_runtime_rejects_is_refused_with_its_reason(refused, tmp_path, data) -> None:
