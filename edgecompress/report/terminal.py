@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich import box
 from rich.table import Table
@@ -39,8 +39,10 @@ def summary_table(report: Report) -> Table:
 
 def layer_table(report: Report) -> Table:
     """Return one row a layer, in graph order: what it got or why it got nothing, and what that cost."""
-    names = ("layer", "op", "scheme", "parameters", "stored", "bits/param", "output SQNR")
-    table = _table("layers", names, left=3)
+    names = ("layer", "op", "scheme", "parameters", "stored", "bits", "SQNR")
+    table = _table(
+        "layers (stored: bytes in model.ecz, bits: per parameter, SQNR: of the output)", names, left=3, folds=(0, 2)
+    )
     for row in report.layers:
         _row(table, *_layer_cells(row), style="dim" if row.scheme == UNTOUCHED else "")
     return table
@@ -48,7 +50,9 @@ def layer_table(report: Report) -> Table:
 
 def inspect_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """Return the rows of ``inspect``; each has the keys of ``inspect --json``, ``bytes_share`` between 0 and 1."""
-    table = _table("layers", ("layer", "op", "shape", "parameters", "MACs", "bytes", "left alone because"), left=2)
+    table = _table(
+        "layers", ("layer", "op", "shape", "parameters", "MACs", "bytes", "left alone because"), left=2, folds=(0, 6)
+    )
     table.columns[-1].justify = "left"
     for row in rows:
         cells = (
@@ -93,11 +97,18 @@ def bundle_table(sizes: Mapping[str, Mapping[str, int]]) -> Table:
     return table
 
 
-def _table(title: str, headers: Sequence[str], *, left: int = 1) -> Table:
-    """Return an empty table whose first ``left`` columns are aligned left, the others right."""
-    table = Table(title=Text(text.printable(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD)
+def _table(title: str, headers: Sequence[str], *, left: int = 1, folds: Sequence[int] = ()) -> Table:
+    """Return an empty table whose first ``left`` columns are aligned left, the others right.
+
+    On a narrow terminal the columns ``folds`` (all, where none is given) go on in the next line, the others stay whole.
+    """
+    table = Table(
+        title=Text(text.printable(title)), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False
+    )
     for index, header in enumerate(headers):
-        table.add_column(Text(header), justify="left" if index < left else "right", overflow="fold")
+        whole = bool(folds) and index not in folds
+        justify: Literal["left", "right"] = "left" if index < left else "right"
+        table.add_column(Text(header), justify=justify, overflow="fold", no_wrap=whole)
     return table
 
 
