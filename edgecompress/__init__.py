@@ -10,13 +10,16 @@ __version__ = "0.1.0"
 # Resolved on first use, so that importing the package loads neither onnx nor onnxruntime.
 _PUBLIC = {
     "compress": "edgecompress.pipeline",
+    "Request": "edgecompress.pipeline",
+    "Recipe": "edgecompress.recipe",
+    "Settings": "edgecompress.recipe",
     "load": "edgecompress.runtime",
     "pack": "edgecompress.container",
     "unpack": "edgecompress.container",
     "EdgecompressError": "edgecompress.errors",
 }
 
-__all__ = ["EdgecompressError", "__version__", "compress", "load", "pack", "unpack"]
+__all__ = ["EdgecompressError", "Recipe", "Request", "Settings", "__version__", "compress", "load", "pack", "unpack"]
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 import edgecompress
 from edgecompress import bundle_run
+from edgecompress.artifacts import open_artifact
 from edgecompress.bundle_files import (
     ENTRY_POINT,
     EXPECTED,
@@ -93,6 +94,7 @@ def build_bundle(
     refuse_existing(destination, force=force)
     _check_target(target)
     found = find_model(source, target.model_form)
+    _check_limits(found, target)
     with staged_folder(destination, force=force) as folder:
         model = place_model(found, folder, target.model_form)
         with Worker(folder / model, threads=target.threads) as worker:
@@ -167,6 +169,19 @@ def _check_target(target: Target) -> None:
             f"a bundle for {target.name} needs Linux on {target.architecture}; this is {platform.system()} on {here}",
             hint="build it on such a machine: it copies the runtime that is installed there",
         )
+
+
+def _check_limits(model: Path, target: Target) -> None:
+    """Raise ``UsageError`` where a model is newer than what the target's runtime loads."""
+    proto = open_artifact(model).proto
+    newest = max((entry.version for entry in proto.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    limits = (("opset", newest, target.max_opset), ("IR version", proto.ir_version, target.max_ir_version))
+    for what, found, most in limits:
+        if found > most:
+            raise UsageError(
+                f"{model}: {what} {found} is newer than {target.name} loads (at most {most})",
+                hint="export the model for an older version, or bundle for a target with a newer runtime",
+            )
 
 
 def _place_runtime(folder: Path, target: Target, imported: frozenset[str]) -> list[Component]:

@@ -17,6 +17,7 @@ from edgecompress.errors import UsageError
 app = typer.Typer(
     name="edgecompress",
     no_args_is_help=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     add_completion=False,

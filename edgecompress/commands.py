@@ -12,8 +12,8 @@ from typing import Any
 from edgecompress.artifacts import artifact_bytes, is_container, open_artifact
 from edgecompress.console import note, progress_step, show, show_json
 from edgecompress.data import check_shapes, for_validation, parse_shape
-from edgecompress.errors import ModelError, UsageError
-from edgecompress.evidence import accuracy_of, latency_of, outputs_of
+from edgecompress.errors import EdgecompressError, ModelError, UsageError
+from edgecompress.evidence import accuracy_of, describe, latency_of, outputs_of
 from edgecompress.files import refuse_existing, shared_folder
 from edgecompress.graph import open_graph
 from edgecompress.layers import Layer, default_shapes, find_layers
@@ -25,7 +25,7 @@ from edgecompress.pipeline import compress as run_compress
 from edgecompress.plan import make_plan
 from edgecompress.recipe import Recipe, Settings, read_recipe, with_overrides
 from edgecompress.report import strict_json
-from edgecompress.report.model import Report, to_json
+from edgecompress.report.model import Report, from_json, to_json
 from edgecompress.report.terminal import (
     bundle_table,
     inspect_table,
@@ -34,6 +34,7 @@ from edgecompress.report.terminal import (
     summary_table,
     validation_table,
 )
+from edgecompress.report.text import printable
 from edgecompress.tensors import all_tensors, tensor_bytes
 from edgecompress.validate import random_sample, require, rows_of
 from edgecompress.validate import validate as run_validate
@@ -65,7 +66,9 @@ def inspect(model: Path, *, shapes: Sequence[str], json: bool) -> None:
     if json:
         show_json({"layers": rows})
     else:
-        show(inspect_table(rows))
+        sides = zip(("input", "output"), signature(source.proto), strict=True)
+        lines = [f"{side:<7}{printable(describe(spec))}" for side, specs in sides for spec in specs]
+        show("\n".join(lines), inspect_table(rows))
 
 
 def compress(
@@ -244,12 +247,20 @@ def demo(out: Path) -> None:
         command=shlex.join(["edgecompress", "compress", str(model), "-o", str(out), "--data", str(digits)]),
         step=progress_step,
     )
+    refuse_existing(out, force=_is_demo(out, model.stem))
     _show(run_compress(model, out, request), out)
-    if (folder / "manifest.json").is_file():  # of an earlier run, perhaps with another version of the runtime
-        shutil.rmtree(folder)
+    shutil.rmtree(folder / "lib", ignore_errors=True)  # of an earlier run, perhaps with another version of the runtime
     bundle(out, folder, target="x86_64", shapes=[], force=True, json=False)
     bench(folder, device="local", against=None, threads=1, runs=50, shapes=[], json=False)
     note(f"\nThe report of it all: {(out / 'report.html').absolute()}")
+
+
+def _is_demo(out: Path, name: str) -> bool:
+    """Tell whether a folder holds an earlier demo, which may be replaced without asking."""
+    try:
+        return from_json((out / "report.json").read_text(encoding="utf-8")).model.name == name
+    except (OSError, ValueError, EdgecompressError):
+        return False
 
 
 def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -149,8 +149,8 @@ def note(text: str) -> None:
     _say(text)
 
 
-def show(table: Any) -> None:
-    """Print a table, the result for a reader: on stdout."""
+def show(*parts: Any) -> None:
+    """Print tables and lines, the result for a reader: on stdout."""
     from rich.console import Console
 
     with _to_stdout():
@@ -158,7 +158,8 @@ def show(table: Any) -> None:
         if not console.is_terminal and "COLUMNS" not in os.environ:
             console = Console(file=sys.stdout, width=_FILE_WIDTH)
         with console.capture() as capture:
-            console.print(table)
+            for part in parts:
+                console.print(part, markup=False, highlight=False)
         sys.stdout.write("\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n\n")
 
 

@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 from edgecompress import __version__
 from edgecompress.data import rows_used
 from edgecompress.evidence import describe
-from edgecompress.files import sha256_of
-from edgecompress.model import signature
+from edgecompress.model import model_digest, signature
 from edgecompress.passes.run import is_valid
-from edgecompress.report.model import ModelFacts, Tool
+from edgecompress.report.model import LayerRow, ModelFacts, Tool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from edgecompress.data import DataSet
+    from edgecompress.metrics import Comparison
     from edgecompress.model import Model
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnx-graphsurgeon")
@@ -43,7 +43,7 @@ def model_facts(model: Model) -> ModelFacts:
     inputs, outputs = signature(model.proto)
     return ModelFacts(
         name=model.path.stem,
-        sha256=sha256_of(model.path),
+        sha256=model_digest(model),
         opset=model.opset,
         inputs=tuple(describe(spec) for spec in inputs),
         outputs=tuple(describe(spec) for spec in outputs),
@@ -67,3 +67,25 @@ def caveats(
         yield "too large to fold in memory: latency was not measured; use 'edgecompress bench' on the device"
     if not is_valid(model):
         yield "the ONNX checker refuses the original model, so the rewritten one was not checked with it either"
+
+
+_LOST_ERRORS = 3.0  # a drop of so many standard errors, and of a point, is no chance
+_LOST_DB = 5.0
+
+
+def doubts(model: Model, comparison: Comparison, rows: Sequence[LayerRow]) -> Iterator[str]:
+    """Yield a sentence where the result is no good, or the test that judged it: what a reader must not overlook."""
+    _, outputs = signature(model.proto)
+    classes = outputs[0].shape[1] if len(outputs[0].shape) > 1 else None
+    if comparison.metric.name == "top1" and classes and (comparison.original or 0.0) < 200.0 / classes:
+        yield "the original itself is near chance on this data: check the preprocessing, the channel order, the labels"
+    drop, error = comparison.drop_points or 0.0, comparison.standard_error_points or 0.0
+    worst = min((found.sqnr_db for found in comparison.outputs.values() if found.sqnr_db is not None), default=_LOST_DB)
+    fell = comparison.metric.name != "rmse" and drop > max(1.0, _LOST_ERRORS * error)
+    if fell or worst < _LOST_DB:
+        judged = [row for row in rows if row.output_sqnr_db is not None or row.weight_sqnr_db is not None]
+        judged.sort(key=lambda row: row.weight_sqnr_db or 0.0 if row.output_sqnr_db is None else row.output_sqnr_db)
+        names = ", ".join(row.name for row in judged[:3])
+        lost = f"{comparison.metric.title} fell by {drop:.1f} points"
+        what = lost if fell else f"an output has only {worst:.1f} dB SQNR"
+        yield f"{what}: use more bits or keep more, by recipe at least for the worst layers ({names})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 
 from edgecompress.errors import ModelError
+from edgecompress.files import sha256_of
 from edgecompress.tensors import all_tensors, dtype_of, external_range, is_external, tensor_bytes, without_payloads
 
 if TYPE_CHECKING:
@@ -91,6 +93,13 @@ def parse_model(path: Path) -> onnx.ModelProto:
     if not proto.ir_version or not (proto.graph.node or proto.graph.output):
         raise ModelError(f"{path}: not an ONNX file (it holds no graph)", hint="check the file, or export it again")
     return proto
+
+
+def model_digest(model: Model) -> str:
+    """Return the SHA-256 of a model: of its file, or with external data, of the digests of all its files by name."""
+    names = {external_range(tensor, model.folder)[0] for tensor in all_tensors(model.proto) if is_external(tensor)}
+    digests = [sha256_of(path) for path in (model.path, *sorted(names))]
+    return digests[0] if not names else hashlib.sha256("".join(digests).encode()).hexdigest()
 
 
 def payload_bytes(model: Model) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from threadpoolctl import threadpool_limits
@@ -15,11 +16,11 @@ from edgecompress.devices import open_runner
 from edgecompress.errors import OutputError, RecipeError
 from edgecompress.evidence import Outcome, accuracy_of, latency_of, layer_plots, layer_rows, outputs_of
 from edgecompress.factorize.solve import best_form, spectral_rank
-from edgecompress.facts import caveats, model_facts, tool_facts
+from edgecompress.facts import caveats, doubts, model_facts, tool_facts
 from edgecompress.files import refuse_existing, sha256_of, staged_folder
 from edgecompress.graph import integer_limits, open_graph
 from edgecompress.layers import Layer, Skip, default_shapes, find_layers
-from edgecompress.model import load_model, payload_bytes, signature, stored_bytes
+from edgecompress.model import load_model, model_digest, payload_bytes, signature, stored_bytes
 from edgecompress.orientation import read_weight
 from edgecompress.passes.factorize import factorize, solve_forms
 from edgecompress.passes.prepare import prepare
@@ -35,7 +36,6 @@ from edgecompress.validate import random_rows, rows_of, sample_feeds, validate
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from edgecompress.cluster.forms import Clustered
     from edgecompress.container import PackResult
@@ -99,7 +99,7 @@ class _Case:
         return payload_bytes(self.model) > LARGE_MODEL_BYTES
 
 
-def compress(source: Path, out: Path, request: Request | None = None) -> Report:
+def compress(source: Path | str, out: Path | str, request: Request | None = None) -> Report:
     """Compress the ONNX model at ``source`` into the folder ``out``; return the report.
 
     Writes model.onnx, model.ecz, plan.json, report.json and report.html, all at the end: a failure leaves nothing.
@@ -110,7 +110,7 @@ def compress(source: Path, out: Path, request: Request | None = None) -> Report:
     # One thread: the products are small, so that more mostly wait for each other, and the last digits of a sum
     # depend on how many share it, while the same input has to give the same bytes on every machine.
     with threadpool_limits(limits=1, user_api="blas"):
-        return _compress(source, out, request or Request())
+        return _compress(Path(source), Path(out), request or Request())
 
 
 def _compress(source: Path, out: Path, request: Request) -> Report:
@@ -145,6 +145,7 @@ def _compress(source: Path, out: Path, request: Request) -> Report:
             moments=moments,
             macs={layer.name: layer.macs for layer in _layers(find_layers(after, free))},
         )
+        rows = layer_rows(outcome, packed)
         digest = recipe_hash(request.recipe) if request.plan is None else sha256_of(request.plan)[:16]
         report = Report(
             tool=tool_facts(request.command, digest),
@@ -153,9 +154,9 @@ def _compress(source: Path, out: Path, request: Request) -> Report:
             accuracy=accuracy_of(validation),
             outputs=outputs_of(validation.comparison),
             latency=latency,
-            layers=layer_rows(outcome, packed),
+            layers=rows,
             plots=layer_plots(outcome),
-            warnings=_warnings(case, request),
+            warnings=(*_warnings(case, request), *doubts(case.model, validation.comparison, rows)),
         )
         for name, text in (
             ("plan.json", plan_to_json(plan)),
@@ -201,11 +202,11 @@ def _given_plan(case: _Case, entries: list[Layer | Skip], request: Request) -> P
     if request.plan is None:
         check_recipe(request.recipe, entries)
         return None
-    plan = read_plan(request.plan, model_sha256=sha256_of(case.model.path), entries=entries)
+    plan = read_plan(request.plan, model_sha256=model_digest(case.model), entries=entries)
     if case.calibration is None and any(_is_calibrated(entry) for entry in plan.layers):
         raise RecipeError(
             f"{request.plan}: the plan has calibrated layers, which need data",
-            hint="give --data, or set calibrated to false in the plan",
+            hint=f"{'leave --no-calibrate out' if request.data else 'give --data'}, or set calibrated to false in it",
         )
     return plan
 
@@ -220,7 +221,7 @@ def _plan(
         rank = spectral_rank(weight, energy=settings.energy)
         return ("svd", (rank,)) if rank else None
 
-    digest = sha256_of(case.model.path)
+    digest = model_digest(case.model)
     with request.step("plan"):
         return make_plan(request.recipe, entries, model_sha256=digest, calibrated=bool(moments), choose=choose)
 

@@ -245,6 +245,8 @@ def _read_layer(entry: Mapping[str, Any], layer: Layer | Skip, where: str) -> La
         reason = _no_gain(layer, factorize.ranks)
         factorize = None
     weights = _read_weights(entry["weights"], layer, f"{where}: weights")
+    if factorize is None and weights is None and reason is None:
+        reason = "the plan leaves it alone"
     return LayerPlan(layer=layer.name, factorize=factorize, weights=weights, reason=reason)
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgecompress.artifacts import open_artifact
-from edgecompress.data import DataSet, batches, fixed_batch, random_feeds, rows_used
+from edgecompress.data import DataSet, batches, random_feeds, rows_used
 from edgecompress.errors import ModelError, ToleranceError
 from edgecompress.files import output_errors
 from edgecompress.graph import integer_limits, open_graph
@@ -92,9 +92,10 @@ def sample_feeds(
 ) -> dict[str, Array]:
     """Return the feeds of one run, for timing: one row where the batch is free, else what the model is fixed to."""
     feeds, _ = next(test.read())
-    if shapes or fixed_batch(inputs) is not None:
+    free = all(spec.shape[0] is None for spec in inputs if spec.shape)
+    if shapes or not free:
         return feeds
-    return {name: values[:1] for name, values in feeds.items()}
+    return {name: values[:1] if values.ndim else values for name, values in feeds.items()}
 
 
 def random_sample(model: Model, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Array]:

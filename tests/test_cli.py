@@ -373,3 +373,17 @@ def test_bench_never_holds_two_large_models(cli: Cli, model, monkeypatch) -> Non
     )
     assert cli("bench", model, "--against", model, "--runs", "2").code == 0
     assert seen == [False]
+
+
+def test_a_demo_does_not_replace_files_that_are_not_its_own(cli, tmp_path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "model.onnx").write_text("x")
+    outcome = cli("demo", "-o", tmp_path / "mine")
+    assert outcome.code == 9
+    assert (tmp_path / "mine" / "model.onnx").read_text() == "x"
+
+
+def test_inspect_shows_what_the_model_takes_and_gives(cli, tmp_path) -> None:
+    shown = cli("inspect", tiny.mlp(tmp_path / "m.onnx")).out
+    assert "input  x float32 (N, 16)" in shown
+    assert "output y float32 (N, 4)" in shown

@@ -215,3 +215,43 @@ def test_the_plan_says_everything_that_was_decided(tmp_path, model) -> None:
         ("w2", {"scheme": "kmeans", "bits": 3, "calibrated": False}),
     ]
     assert plan["layers"][0]["factorize"]["rank"] == report.layers[0].rank == 4
+
+
+def test_a_model_with_a_scalar_input_is_compressed_without_data(tmp_path) -> None:
+    body = "g (float[N, 16] x, float s) => (float[N, 64] y) { a = MatMul(x, w1)  y = Mul(a, s) }"
+    report = compress(tiny.save(tmp_path / "m.onnx", body, w1=tiny.normal(16, 64)), tmp_path / "out")
+    assert report.latency is not None
+    assert report.outputs["y"].sqnr_db is not None
+
+
+def test_a_ruined_model_is_named_with_its_worst_layers(tmp_path, model) -> None:
+    labels = np.arange(400) % 4
+    data = tiny.rows(tmp_path / "d.npz", 400, labels=labels)
+    report = compress(model, tmp_path / "out", Request(data=data, recipe=recipe(bits=1, cluster="kmeans")))
+    assert any("dB SQNR" in text and "w1" in text for text in report.warnings)
+    fine = compress(model, tmp_path / "fine", Request(data=data, recipe=recipe(bits=8)))
+    assert not any("SQNR" in text or "points" in text for text in fine.warnings)
+
+
+def test_a_plan_belongs_to_the_external_data_too(tmp_path) -> None:
+    values = tiny.normal(16, 64)
+    source = tiny.save(tmp_path / "inline.onnx", tiny.MLP, w1=values, w2=tiny.normal(64, 4))
+    external = tmp_path / "m.onnx"
+    onnx.save(onnx.load(source), external, save_as_external_data=True, location="w.bin", size_threshold=0)
+    compress(external, tmp_path / "out")
+    (tmp_path / "w.bin").write_bytes((tmp_path / "w.bin").read_bytes()[::-1])
+    with pytest.raises(RecipeError, match="made for another model"):
+        compress(external, tmp_path / "again", Request(plan=tmp_path / "out" / "plan.json"))
+
+
+def test_a_layer_that_an_edited_plan_leaves_alone_says_so(tmp_path, model) -> None:
+    compress(model, tmp_path / "out")
+    plan = json.loads((tmp_path / "out" / "plan.json").read_text())
+    plan["layers"][0]["weights"] = None
+    (tmp_path / "plan.json").write_text(json.dumps(plan))
+    report = compress(model, tmp_path / "again", Request(plan=tmp_path / "plan.json"))
+    assert report.layers[0].reason == "the plan leaves it alone"
+
+
+def test_paths_may_be_plain_text(tmp_path, model) -> None:
+    assert edgecompress.compress(str(model), str(tmp_path / "out")).size.ecz_bytes > 0

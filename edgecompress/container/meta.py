@@ -10,9 +10,22 @@ import numpy as np
 
 from edgecompress.container.planes import LANE_SYMBOLS, deflate
 from edgecompress.errors import ModelError
-from edgecompress.runtime.layout import CRC_OFFSET, MAGIC, MAX_META_BYTES, PREFIX, VERSION, Mode, Plane
+from edgecompress.runtime.layout import (
+    CRC_OFFSET,
+    MAGIC,
+    MAX_FILES,
+    MAX_META_BYTES,
+    MAX_PIECES,
+    PREFIX,
+    VERSION,
+    Mode,
+    Plane,
+    meta_limit,
+)
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from edgecompress.container.sources import Source
 
 
@@ -53,7 +66,12 @@ class Cut:
 
 
 def write_meta(out: BinaryIO, streams: list[Entry], files: list[tuple[Source, list[Cut], int]]) -> int:
-    """Write the meta block and the prefix; return the size of the file."""
+    """Write the meta block and the prefix; return the size of the file.
+
+    Raises ``ModelError`` where the model has more of something than the format allows.
+    """
+    model = files[0][0].path
+    _check_counts(model, streams, files)
     meta = bytearray(_number(LANE_SYMBOLS))
     meta += _number(len(streams))
     for entry in streams:
@@ -63,19 +81,37 @@ def write_meta(out: BinaryIO, streams: list[Entry], files: list[tuple[Source, li
     for source, cuts, crc in files:
         meta += _file_entry(source, cuts, crc, skeleton)
     raw = bytes(meta) + b"".join(skeleton)
-    if len(raw) > MAX_META_BYTES:
-        raise ModelError(
-            f"{files[0][0].path}: {len(raw)} bytes of it are no weights, the format holds {MAX_META_BYTES}",
-            hint="this model cannot be packed",
-        )
+    _check_limit(model, "bytes outside of its weights", len(raw), MAX_META_BYTES)
     stored = deflate(raw)
     offset = out.tell()
+    _check_limit(model, "bytes outside of its weights", len(raw), meta_limit(len(stored), offset + len(stored)))
     out.write(stored)
     prefix = bytearray(PREFIX.pack(MAGIC, VERSION, 0, offset, len(stored), len(raw)))
     prefix[CRC_OFFSET : CRC_OFFSET + 4] = zlib.crc32(stored, zlib.crc32(prefix)).to_bytes(4, "little")
     out.seek(0)
     out.write(prefix)
     return offset + len(stored)
+
+
+def _check_counts(model: Path, streams: list[Entry], files: list[tuple[Source, list[Cut], int]]) -> None:
+    """Raise ``ModelError`` where a reader would refuse the number of streams, segments or files."""
+    segments = sum(_stream_of(cut) is not None for _, cuts, _ in files for cut in cuts)
+    _check_limit(model, "pieces of weights", len(streams) + segments, MAX_PIECES)
+    _check_limit(model, "files", len(files), MAX_FILES)
+
+
+def _check_limit(model: Path, what: str, count: int, limit: int) -> None:
+    """Raise ``ModelError`` where ``count`` is above ``limit``."""
+    if count > limit:
+        raise ModelError(
+            f"{model}: it has {count} {what}, an .ecz file holds at most {limit}",
+            hint="this model cannot be packed; if it has its data in many files, save it with all of it in one",
+        )
+
+
+def _stream_of(cut: Cut) -> int | None:
+    """Return the stream that holds a part of a file, None if that is the skeleton."""
+    return cut.group.stream if cut.group else cut.stream
 
 
 def _stream_entry(entry: Entry) -> bytes:
@@ -96,7 +132,7 @@ def _file_entry(source: Source, cuts: list[Cut], crc: int, skeleton: list[bytes]
     count = 0
     gap = 0
     for cut in cuts:
-        stream = cut.group.stream if cut.group else cut.stream
+        stream = _stream_of(cut)
         if stream is None:
             skeleton.append(cut.data)
             gap += cut.length

@@ -67,7 +67,8 @@ def _plain_location(model: Path, external: External) -> str:
         raise ModelError(f"{what}, outside the model's folder", hint="save the model with its data beside it")
     if not is_plain_name(name):
         raise ModelError(
-            f"{what}, not a plain file name", hint="save the model with its data beside it, in no subfolder"
+            f"{what}, not a plain file name",
+            hint="save the model with its data beside it, in no subfolder, its name without a dot at the start",
         )
     path = model.parent / name
     if not path.exists():
@@ -77,6 +78,8 @@ def _plain_location(model: Path, external: External) -> str:
         raise ModelError(
             f"{what}, which leads out of the model's folder", hint=f"put a copy of {name} beside the model"
         )
+    if path.stat().st_size == 0:
+        raise ModelError(f"{what}, which is empty", hint="save the model with its tensors without values inside it")
     if path.resolve() == model.resolve():
         raise ModelError(f"{what}, the model itself", hint="save the model again")
     return name

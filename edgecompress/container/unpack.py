@@ -3,31 +3,48 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from itertools import groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
+from edgecompress.container.wire import find_unreferenced
 from edgecompress.errors import OutputError
-from edgecompress.files import output_errors, staged_file
+from edgecompress.files import output_errors, refuse_existing, staged_file
 from edgecompress.runtime.decode import read_pieces
-from edgecompress.runtime.format import open_ecz, read_container
+from edgecompress.runtime.format import malformed, open_ecz, read_container
 
 if TYPE_CHECKING:
     from edgecompress.runtime.layout import Container
 
 
-def unpack(source: Path, destination: Path, *, force: bool = False) -> None:
+def unpack(source: Path, destination: Path, *, force: bool = False) -> tuple[Path, ...]:
     """Write the ONNX file that was packed into ``source`` to ``destination``, its external data files beside it.
 
-    All or nothing: every file is complete before the first one gets its name. Raises ``FormatError`` for a damaged or
-    foreign ``source``, ``OutputError`` where a file exists (without ``force``) or cannot be written.
+    Returns the paths that were written, the model first. All or nothing: every file is complete before the first one
+    gets its name. Raises ``FormatError`` for a damaged or foreign ``source``, also for one with a file that its model
+    does not refer to; ``OutputError`` where a file exists (without ``force``) or cannot be written.
     """
     with open_ecz(source) as handle:
         container = read_container(handle)
         targets = _targets(source, destination, container)
+        for path in targets.values():
+            refuse_existing(path, force=force)
         with ExitStack() as stack:
             # The last one entered is moved first: the model appears when its data is there.
-            staged = {name: stack.enter_context(staged_file(path, force=force)) for name, path in targets.items()}
-            _write_all(handle, container, staged, destination)
+            for name, pieces in groupby(read_pieces(handle, container), key=lambda item: item[0].name):
+                staging = stack.enter_context(staged_file(targets[name], force=force))
+                with output_errors(destination), staging.open("wb") as out:
+                    out.writelines(piece for _, piece in pieces)
+                if not name:
+                    _refuse_strangers(staging, set(targets) - {""})
+    return tuple(targets.values())
+
+
+def _refuse_strangers(model: Path, names: set[str]) -> None:
+    """Raise ``FormatError`` if the model does not refer to all ``names``: a container may not choose what it writes."""
+    missing = find_unreferenced(model, names) if names else set()
+    if missing:
+        raise malformed(f"the file {min(missing)!r}, which its model does not refer to")
 
 
 def _targets(source: Path, destination: Path, container: Container) -> dict[str, Path]:
@@ -41,16 +58,3 @@ def _targets(source: Path, destination: Path, container: Container) -> dict[str,
     if source.resolve() in {path.resolve() for path in paths}:
         raise OutputError(f"{source}: the output would replace the input", hint="choose another output")
     return targets
-
-
-def _write_all(handle: BinaryIO, container: Container, staged: dict[str, Path], destination: Path) -> None:
-    """Write all pieces to the staged files, one file after the other."""
-    pieces = read_pieces(handle, container)
-    current = None
-    with ExitStack() as stack, output_errors(destination):
-        for entry, piece in pieces:
-            if entry is not current:
-                stack.close()
-                out = stack.enter_context(staged[entry.name].open("wb"))
-                current = entry
-            out.write(piece)

@@ -8,6 +8,7 @@ Source: "Protocol Buffers: Encoding", and the message definitions of the ONNX in
 from __future__ import annotations
 
 import mmap
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,7 @@ _IR_VERSION = 1
 _PAYLOAD_FIELDS = {4: 4, 5: 1, 7: 1, 9: 0, 10: 8, 11: 1}  # field of a tensor -> bytes per element, 0: by the data type
 _ELEMENT_BYTES = {1: 4, 4: 2, 5: 2, 6: 4, 7: 8, 10: 2, 11: 8, 12: 4, 13: 8, 14: 4, 15: 8, 16: 2}
 _EXTERNAL = 1
+_MAX_ENTRY_BYTES = 4096  # of a file name that is looked for in a file that nobody vouches for
 
 Buffer = bytes | mmap.mmap
 
@@ -95,26 +97,68 @@ def scan(data: Buffer, name: str) -> Weights:
         raise ModelError(f"{name}: not an ONNX file: {error}", hint=_HINT) from None
 
 
+def find_unreferenced(path: Path, names: set[str]) -> set[str]:
+    """Return those of ``names`` in which no tensor of the ONNX file ``path`` has its data; all if it is no ONNX file.
+
+    For files that nobody vouches for: the memory it takes does not grow with what the file says.
+    """
+    missing = set(names)
+    if path.stat().st_size == 0:
+        return missing
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        try:
+            for start, end in _tensors(data):
+                missing.discard(_location(data, start, end))
+                if not missing:
+                    break
+        except _WireError:
+            pass  # what was found until here counts, the rest is refused
+    return missing
+
+
+def _location(data: Buffer, start: int, end: int) -> str:
+    """Return the normal form of the file name that a tensor has its data in, "" if it has none."""
+    location, text = 0, ""
+    for field, kind, low, high in _fields(data, start, end):
+        if field == 14 and kind == _VARINT:
+            location, _ = _varint(data, low, high)
+        elif field == 13 and kind == _BYTES and high - low <= _MAX_ENTRY_BYTES:
+            key, value = _entry(data, low, high)
+            text = value if key == "location" else text
+    return os.path.normpath(text) if location == _EXTERNAL and text else ""
+
+
 def _walk(data: Buffer) -> Weights:
-    """Open every message that can lead to a tensor, without recursion."""
+    """Read every tensor."""
     payloads: list[Payload] = []
     externals: list[tuple[int, External]] = []
-    stack = [("model", 0, len(data), 0)]
-    while stack:
-        message, start, end, depth = stack.pop()
-        if depth > _MAX_DEPTH:
-            raise _WireError(f"messages nested more than {_MAX_DEPTH} deep")
-        if message == "tensor":
-            _scan_tensor(data, start, end, (payloads, externals))
-            continue
-        children = _CHILDREN[message]
-        for field, kind, low, high in _fields(data, start, end):
-            if field in children:
-                if kind != _BYTES:
-                    raise _WireError(f"field {field} of a {message} has wire type {kind}")
-                stack.append((children[field], low, high, depth + 1))
+    for start, end in _tensors(data):
+        _scan_tensor(data, start, end, (payloads, externals))
     in_order = sorted(externals, key=lambda found: found[0])
     return Weights(tuple(sorted(payloads, key=lambda p: p.start)), tuple(external for _, external in in_order))
+
+
+def _tensors(data: Buffer) -> Iterator[tuple[int, int]]:
+    """Yield start and end of every tensor, opening the messages that can lead to one, without recursion."""
+    stack = [("model", _fields(data, 0, len(data)))]
+    while stack:
+        message, fields = stack[-1]
+        found = next(fields, None)
+        if found is None:
+            stack.pop()
+            continue
+        field, kind, low, high = found
+        child = _CHILDREN[message].get(field)
+        if child is None:
+            continue
+        if kind != _BYTES:
+            raise _WireError(f"field {field} of a {message} has wire type {kind}")
+        if len(stack) > _MAX_DEPTH:
+            raise _WireError(f"messages nested more than {_MAX_DEPTH} deep")
+        if child == "tensor":
+            yield low, high
+        else:
+            stack.append((child, _fields(data, low, high)))
 
 
 class _WireError(Exception):

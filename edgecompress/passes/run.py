@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import onnx
 
-from edgecompress.errors import EdgecompressError, PassError
+from edgecompress.errors import EdgecompressError, ModelError, PassError
 from edgecompress.graph import Graph, close_graph, open_graph
 from edgecompress.inference import run_once
 from edgecompress.model import Array, Model, payload_bytes, signature
@@ -78,6 +78,11 @@ def run_pass(
     except EdgecompressError:
         raise
     except Exception as error:
+        if not is_valid(model):  # it was malformed before: not the pass's fault
+            raise ModelError(
+                f"{model.path}: the graph is malformed: {type(error).__name__}: {error}",
+                hint="the ONNX checker refuses this model; export it again",
+            ) from error
         raise _defect(name, f"{type(error).__name__}: {error}") from error
     if is_valid(model) and not is_valid(result):
         raise _defect(name, "the ONNX checker refuses the graph it made")

@@ -1,6 +1,6 @@
 """Reading and checking the structure of an `.ecz` file (container/SPEC.md). Nothing is decoded here but the meta block.
 
-Every count is bounded by bytes that are present before anything of that size is allocated. Whatever the bytes, the
+Every count is bounded by bytes that are present, or by a limit of the format, before anything of that size is allocated. Whatever the bytes, the
 result is a ``Container`` whose numbers agree with each other, or a ``FormatError``.
 """
 
@@ -22,8 +22,9 @@ from edgecompress.runtime.layout import (
     DEFLATE_MAX_RATIO,
     MAGIC,
     MAX_CODE_LENGTH,
+    MAX_FILES,
     MAX_LANE_SYMBOLS,
-    MAX_META_BYTES,
+    MAX_PIECES,
     MAX_STREAM_BYTES,
     MIN_LANE_SYMBOLS,
     PREFIX,
@@ -37,6 +38,7 @@ from edgecompress.runtime.layout import (
     Segment,
     Stream,
     is_plain_name,
+    meta_limit,
 )
 
 Array = npt.NDArray[Any]
@@ -93,7 +95,7 @@ def read_container(handle: BinaryIO) -> Container:
         )
     if offset < PREFIX.size or offset + stored != size:
         raise malformed(f"truncated or extended, {offset + stored} bytes are announced and {size} are there")
-    if raw > min(MAX_META_BYTES, DEFLATE_MAX_RATIO * stored):
+    if raw > meta_limit(stored, size):
         raise malformed(f"the meta block claims {raw} bytes")
     handle.seek(offset)
     meta = handle.read(stored)
@@ -119,7 +121,8 @@ def _parse_meta(meta: bytes, *, payload_end: int) -> Container:
     lane_symbols, at = _number(meta, 0)
     if not MIN_LANE_SYMBOLS <= lane_symbols <= MAX_LANE_SYMBOLS:
         raise malformed(f"{lane_symbols} symbols a lane")
-    stream_count, at = _number(meta, at)
+    stream_count, at = _count(meta, at, MAX_PIECES, "streams")
+    room = MAX_PIECES - stream_count
     streams = []
     offset = PREFIX.size
     for _ in range(stream_count):
@@ -131,10 +134,11 @@ def _parse_meta(meta: bytes, *, payload_end: int) -> Container:
     if offset != payload_end:
         raise malformed("bytes between the streams and the meta block")
     left = [stream.raw_bytes for stream in streams]
-    file_count, at = _number(meta, at)
+    file_count, at = _count(meta, at, MAX_FILES, "files")
     files = []
     for index in range(file_count):
-        entry, at = _parse_file(meta, at, left, is_model=index == 0)
+        entry, at = _parse_file(meta, at, left, room, is_model=index == 0)
+        room -= len(entry.segments)
         files.append(entry)
     _check_files(files, left)
     skeleton = meta[at:]
@@ -193,15 +197,20 @@ def _parse_lengths(meta: bytes, at: int) -> tuple[Array, int]:
     return lengths[:alphabet], at + nibbles.size
 
 
-def _parse_file(meta: bytes, at: int, left: list[int], *, is_model: bool) -> tuple[FileEntry, int]:
-    """Parse one entry of the file table; takes what its segments use from ``left``, the bytes left of each stream."""
+def _parse_file(meta: bytes, at: int, left: list[int], room: int, *, is_model: bool) -> tuple[FileEntry, int]:
+    """Parse one entry of the file table, of at most ``room`` segments.
+
+    Takes what its segments use from ``left``, the bytes left of each stream.
+    """
     size, at = _number(meta, at)
     raw_name = _take(meta, at, size)
     at += size
     name = "" if is_model and not raw_name else _check_name(raw_name, is_model=is_model)
     length, at = _number(meta, at)
+    if not length and not is_model:
+        raise malformed(f"the file {name!r} is empty")
     crc, at = _fixed32(meta, at)
-    segment_count, at = _number(meta, at)
+    segment_count, at = _count(meta, at, room, "more segments")
     segments = []
     end = 0
     for _ in range(segment_count):
@@ -249,6 +258,14 @@ def _take(meta: bytes, at: int, size: int) -> bytes:
 def _fixed32(meta: bytes, at: int) -> tuple[int, int]:
     """Read a little-endian 32-bit number."""
     return int.from_bytes(_take(meta, at, 4), "little"), at + 4
+
+
+def _count(meta: bytes, at: int, limit: int, what: str) -> tuple[int, int]:
+    """Read how many of something follow, at most ``limit``."""
+    count, at = _number(meta, at)
+    if count > limit:
+        raise malformed(f"{count} {what}, at most {limit} are allowed")
+    return count, at
 
 
 def _number(meta: bytes, at: int) -> tuple[int, int]:

@@ -17,6 +17,10 @@ PREFIX = struct.Struct("<8sIIQII")  # magic, version, CRC-32, meta offset, meta 
 CRC_OFFSET = 12
 
 MAX_META_BYTES = 1 << 28
+SMALL_META_BYTES = 1 << 26  # what any file may have; beyond, the file must be large itself
+META_MAX_RATIO = 8  # of a larger meta block, inflated, to the file
+MAX_PIECES = 1 << 18  # streams and segments together
+MAX_FILES = 1 << 12
 MAX_STREAM_BYTES = 1 << 26
 MAX_CODE_LENGTH = 12
 MIN_LANE_SYMBOLS = 64
@@ -34,7 +38,7 @@ class Mode(IntEnum):
     DEFLATE = 2
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Plane:
     """One byte of every element of a stream.
 
@@ -49,7 +53,7 @@ class Plane:
     base: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Stream:
     """``count`` elements of ``width`` bytes, stored as ``width`` planes from ``offset`` on."""
 
@@ -70,7 +74,7 @@ class Stream:
         return self.count * self.width
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Segment:
     """``length`` bytes of stream number ``stream``, placed after ``gap`` bytes of the skeleton."""
 
@@ -79,7 +83,7 @@ class Segment:
     stream: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class FileEntry:
     """One file that comes out: the model first (its name is empty), then its external data."""
 
@@ -89,7 +93,7 @@ class FileEntry:
     segments: tuple[Segment, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Container:
     """A checked `.ecz` file, all but the payload."""
 
@@ -99,11 +103,16 @@ class Container:
     skeleton: bytes
 
 
+def meta_limit(stored: int, file_bytes: int) -> int:
+    """Return the most bytes that ``stored`` bytes of meta block may inflate to in a file of ``file_bytes``."""
+    return min(MAX_META_BYTES, DEFLATE_MAX_RATIO * stored, max(SMALL_META_BYTES, META_MAX_RATIO * file_bytes))
+
+
 def is_plain_name(name: str) -> bool:
-    """Return whether ``name`` names a file in its folder and nothing else."""
+    """Return whether ``name`` names a file in its folder that is not hidden, and nothing else."""
     return (
         0 < len(name.encode("utf-8")) <= 255
-        and name not in {".", ".."}
+        and not name.startswith(".")
         and name.isprintable()
         and not {"/", "\\"} & set(name)
     )
