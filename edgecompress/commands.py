@@ -154,8 +154,8 @@ def unpack(container: Path, out: Path, *, force: bool) -> None:
     """Restore an ONNX file from a container."""
     from edgecompress.container import unpack as run_unpack
 
-    run_unpack(container, out, force=force)
-    note(f"restored: {out}")
+    for path in run_unpack(container, out, force=force):
+        note(f"restored: {path}")
 
 
 def bundle(source: Path, out: Path, *, target: str, shapes: Sequence[str], force: bool, json: bool) -> None:

@@ -391,3 +391,10 @@ def test_arrays_of_any_name_and_kind_are_stored_the_same_way_every_time(tmp_path
         assert all(np.array_equal(stored[name], value.astype(stored[name].dtype)) for name, value in arrays.items())
     with pytest.raises(DataError, match="'m' is no tensor"):
         write_arrays(tmp_path / "three.npz", {"m": np.array([{"a": 1}], object)})
+
+
+def test_a_model_newer_than_the_target_loads_is_refused(source: Path, tmp_path: Path) -> None:
+    old = dataclasses.replace(ECZ, max_opset=9)
+    with pytest.raises(UsageError, match="is newer than x86_64 loads"):
+        build_bundle(source, tmp_path / "b", target=old, sample={})
+    assert not (tmp_path / "b").exists()

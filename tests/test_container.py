@@ -202,6 +202,10 @@ VIOLATIONS: dict[str, tuple[Callable[[], bytes], str]] = {
     "1 another version": (lambda: forge(meta(), version=2), "version 2"),
     "2 meta offset in the prefix": (lambda: forge(meta(), offset=31, stored=39), "truncated or extended"),
     "2 meta raw length beyond the ratio": (lambda: forge(meta(), raw=1032 * 36 + 1), "claims"),
+    "2 meta raw length beyond 2^26 of a small file": (
+        lambda: forge(b"", block=bytes(2**17), raw=2**26 + 1),
+        "claims",
+    ),
     "2 meta raw length beyond 2^28": (lambda: forge(b"", block=bytes(2**19), raw=2**28 + 1), "claims"),
     "4 meta raw length too small": (lambda: forge(meta(), raw=30), "another length"),
     "4 meta raw length too large": (lambda: forge(meta(), raw=32), "another length"),
@@ -211,6 +215,12 @@ VIOLATIONS: dict[str, tuple[Callable[[], bytes], str]] = {
     "5 a number of ten bytes": (lambda: forge(bytes.fromhex("80808080808080808001")), "63 bits"),
     "5 a block that ends in a number": (lambda: forge(bytes.fromhex("80")), "ends too early"),
     "5 a block that ends in a table": (lambda: forge(EXAMPLE_META[:11]), "ends too early"),
+    "5 more than 2^18 streams": (lambda: forge(bytes.fromhex("8008 818010"), b""), "262145 streams, at most"),
+    "5 more than 2^12 files": (lambda: forge(bytes.fromhex("8008 00 8120"), b""), "4097 files, at most 4096"),
+    "5 more than 2^18 segments and streams": (
+        lambda: forge(meta("01 020800", "808010 020800")),
+        "262144 more segments, at most 262143",
+    ),
     "6 elements of 3 bytes": (lambda: forge(meta("01 0801 0102", "01 0803 0102")), "8 elements of 3 bytes"),
     "6 a stream of nothing": (lambda: forge(meta("01 0801 0102", "01 0001 0102")), "0 elements"),
     "6 a stream above 2^26 bytes": (lambda: forge(meta("01 0801 0102", "01 8180802001 0102")), "elements of 1 bytes"),
@@ -232,6 +242,10 @@ VIOLATIONS: dict[str, tuple[Callable[[], bytes], str]] = {
     "9 a model with a name": (lambda: forge(meta("01 00 0c", "01 0161 0c")), "the file name 'a'"),
     "9 no model": (lambda: forge(bytes.fromhex("8008 00 00"), b""), "no model"),
     "9 two models": (lambda: forge(bytes.fromhex("8008 00 02" + "00 00 00000000 00" * 2), b""), "the file name ''"),
+    "9 an empty data file": (
+        lambda: forge(bytes.fromhex("8008 00 02 00 00 00000000 00 0161 00 00000000 00"), b""),
+        "the file 'a' is empty",
+    ),
     "10 a stream that is not there": (lambda: forge(meta("01 020800", "01 020801")), "of stream 1"),
     "10 more bytes than the stream has": (lambda: forge(meta("01 020800", "01 020900")), "9 bytes of stream 0"),
     "10 a segment of nothing": (lambda: forge(meta("01 020800", "01 020000")), "0 bytes of stream 0"),
@@ -273,13 +287,15 @@ def test_a_file_that_breaks_a_rule_is_refused_even_with_right_checksums(case: st
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("name", [b"a/b", b"..", b".", b"/etc/x", b"a\\b", b"a\nb", b"a\0b", b"\xff", b"", b"x" * 256])
+@pytest.mark.parametrize(
+    "name", [b"a/b", b"..", b".", b"/etc/x", b"a\\b", b"a\nb", b"a\0b", b"\xff", b"", b"x" * 256, b".a"]
+)
 def test_a_file_name_that_is_not_plain_is_refused(name: bytes) -> None:
-    entry = varint(len(name)) + name + bytes.fromhex("00 00000000 00")
+    entry = varint(len(name)) + name + bytes.fromhex("01 8316dc8c 0078")
     with pytest.raises(FormatError, match="name"):
         contents(forge(bytes.fromhex("8008 00 02 00 00 00000000 00") + entry, b""))
-    good = bytes.fromhex("01 61 00 00000000 00")
-    assert contents(forge(bytes.fromhex("8008 00 02 00 00 00000000 00") + good, b"")) == [b"", b""]
+    good = bytes.fromhex("01 61 01 8316dc8c 0078")
+    assert contents(forge(bytes.fromhex("8008 00 02 00 00 00000000 00") + good, b"")) == [b"", b"x"]
 
 
 def lane_plane(symbols: np.ndarray, lanes: list[int] | None = None) -> tuple[Stream, bytes]:
@@ -619,6 +635,8 @@ def test_truncated_external_data_is_refused(folder: Path) -> None:
         ("sub/w", "not a plain file name"),
         ("link", "leads out of the model's folder"),
         (".", "not a plain file name"),
+        (".hidden", "not a plain file name"),
+        ("empty", "which is empty"),
         ("sub", "leads out of the model's folder"),
         ("m.onnx", "the model itself"),
         ("./itself", "the model itself"),
@@ -627,6 +645,7 @@ def test_truncated_external_data_is_refused(folder: Path) -> None:
 def test_external_data_elsewhere_is_refused(tmp_path: Path, location: str, message: str) -> None:
     inside = tmp_path / "inside"
     (inside / "sub").mkdir(parents=True)
+    (inside / "empty").touch()
     for path in (tmp_path / "w", inside / "sub" / "w"):
         path.write_bytes(bytes(100))
     (inside / "link").symlink_to(tmp_path / "w")
@@ -687,6 +706,55 @@ def test_a_damaged_file_leaves_nothing_behind(folder: Path) -> None:
     with pytest.raises(FormatError, match=r"d.ecz: malformed .ecz file: checksum mismatch in a payload stream"):
         unpack(folder / "d.ecz", folder / "out" / "d.onnx")
     assert not (folder / "out").exists()  # a folder made for an output that did not come goes too
+
+
+def with_files(main: bytes, others: dict[str, bytes]) -> bytes:
+    """An `.ecz` file without streams, of any files."""
+    block = bytes.fromhex("8008 00") + varint(1 + len(others))
+    for name, data in {"": main, **others}.items():
+        block += chunk(0, name.encode())[1:] + varint(len(data)) + bytes.fromhex(crc(data)) + b"\0"
+    return forge(block + main + b"".join(others.values()), b"")
+
+
+@pytest.mark.parametrize(
+    "main",
+    [
+        model(external_tensor("t", 2, "w", 0, 1)),
+        model(external_tensor("t", 2, "w", 0, 1)[:-1] + b"\0", tail=chunk(8, b"Makefile")),
+        model(external_tensor("t", 2, "sub/Makefile", 0, 1)),
+        model(external_tensor("t", 2, "./" * 3000 + "Makefile", 0, 1)),
+        b"Makefile",
+        b"",
+    ],
+)
+def test_a_file_that_the_model_does_not_refer_to_is_never_written(tmp_path: Path, main: bytes) -> None:
+    (tmp_path / "Makefile").write_bytes(b"mine")
+    (tmp_path / "h.ecz").write_bytes(with_files(main, {"Makefile": b"theirs"}))
+    with pytest.raises(FormatError, match=r"'Makefile', which its model does not refer to"):
+        unpack(tmp_path / "h.ecz", tmp_path / "m.onnx", force=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"Makefile", "h.ecz"}
+    assert (tmp_path / "Makefile").read_bytes() == b"mine"
+
+
+def test_the_written_paths_are_returned(folder: Path) -> None:
+    out = folder / "out"
+    assert unpack(folder / "m.ecz", out / "n.onnx") == (out / "n.onnx", out / "weights.bin")
+    (folder / "two.ecz").write_bytes(with_files(model(external_tensor("t", 2, "./a", 0, 1)), {"a": b"x"}))
+    assert unpack(folder / "two.ecz", out / "two.onnx") == (out / "two.onnx", out / "a")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("MAX_PIECES", r"pieces of weights"), ("MAX_FILES", r"2 files"), ("MAX_META_BYTES", r"bytes outside")],
+)
+def test_a_model_beyond_the_limits_is_not_packed(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    monkeypatch.setattr(f"edgecompress.container.meta.{name}", 1)
+    with pytest.raises(ModelError, match=rf"m.onnx: it has .*{message}.*, an .ecz file holds at most 1") as caught:
+        pack(folder / "m.onnx", folder / "n.ecz")
+    assert caught.value.hint
+    assert not (folder / "n.ecz").exists()
 
 
 def test_packing_a_packed_file_and_unpacking_a_model_are_refused(folder: Path) -> None:

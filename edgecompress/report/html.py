@@ -82,7 +82,7 @@ def _accuracy_figure(report: Report) -> str:
     if accuracy is None or (accuracy.drop_points is None and accuracy.agreement is None):
         return _figure("Accuracy", text.UNKNOWN, "", "", "not measured: no data set was given")
     where = escape(accuracy.data)
-    if accuracy.drop_points is None:
+    if accuracy.drop_points is None or accuracy.metric == "agreement":
         note = f"the same decision on {text.format_integer(accuracy.samples)} samples<br>{where}"
         bar = svg.share_bar(accuracy.agreement or 0.0)
         return _figure("Agreement", text.format_metric(accuracy.agreement), "", bar, note)

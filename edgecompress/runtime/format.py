@@ -1,7 +1,7 @@
 """Reading and checking the structure of an `.ecz` file (container/SPEC.md). Nothing is decoded here but the meta block.
 
-Every count is bounded by bytes that are present, or by a limit of the format, before anything of that size is allocated. Whatever the bytes, the
-result is a ``Container`` whose numbers agree with each other, or a ``FormatError``.
+Every count is bounded by bytes that are present, or by a limit of the format, before anything of that size is
+allocated. Whatever the bytes, the result is a ``Container`` whose numbers agree with each other, or a ``FormatError``.
 """
 
 from __future__ import annotations

@@ -68,7 +68,9 @@ def resolve(path: Path) -> Path:
     try:
         name = json.loads(manifest.read_bytes())["model"]
     except FileNotFoundError:
-        raise ModelError(f"{path}: a folder without manifest.json", hint="name a model file or a bundle") from None
+        packed = path / "model.ecz"  # what compress writes beside its report
+        hint = f"did you mean {packed}?" if packed.is_file() else "name a model file or a bundle"
+        raise ModelError(f"{path}: a folder without manifest.json", hint=hint) from None
     except OSError as error:
         raise ModelError(f"cannot read {manifest}: {error.strerror or error}", hint="check the path") from None
     except (ValueError, KeyError, TypeError, RecursionError):
