@@ -119,7 +119,7 @@ def test_an_edited_plan_is_applied_as_edited(tmp_path):
     assert by_name["fc"].factorize.rank == 3
     assert by_name["fc"].weights.bits == 2
     assert by_name["head"].weights is None
-        assert by_name["head"].reason == "the plan leaves it alone"
+    assert by_name["head"].reason == "the plan leaves it alone"
     assert by_name["tiny"].weights.bits == 1
     assert (by_name["table"].weights, by_name["table"].reason) == (None, "not in the plan")
 
