@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from edgecompress.cluster.forms import Clustered
     from edgecompress.container import PackResult
     from edgecompress.data import DataSet
-    from edgecompress.factorize.forms import FormName
+    from edgecompress.factorize.sizes import FormName
     from edgecompress.graph import Graph
     from edgecompress.model import Array, Model, TensorSpec
     from edgecompress.moments import Moments

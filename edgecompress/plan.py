@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from edgecompress.errors import RecipeError, did_you_mean
-from edgecompress.factorize.forms import FormName, count_parameters, fits
 from edgecompress.factorize.rank import max_ranks, ranks_for_share
+from edgecompress.factorize.sizes import FormName, count_parameters, fits
 from edgecompress.factorize.solve import FORM_NAMES, allowed_ranks
 from edgecompress.layers import Layer, Skip
 from edgecompress.recipe import CLUSTER_SCHEMES, DEFAULT_KEEP, Recipe, Settings, names_layer, resolve

@@ -44,7 +44,6 @@ class TestRows:
     rows: int
     metric: Metric
     read: Callable[[], Iterator[Batch]]
-    is_random: bool = False
 
 
 @dataclass(frozen=True)
@@ -84,7 +83,7 @@ def random_rows(
         for seed in seeds:
             yield random_feeds(inputs, rows=each, integer_limits=limits, shapes=shapes, seed=seed), None
 
-    return TestRows(f"random inputs, {rows} rows", rows, AUTO, read, is_random=True)
+    return TestRows(f"random inputs, {rows} rows", rows, AUTO, read)
 
 
 def sample_feeds(

@@ -11,7 +11,7 @@ import pytest
 import tiny
 from conftest import Cli, snapshot
 
-from edgecompress.factorize.forms import low_rank_parameters
+from edgecompress.factorize.sizes import count_parameters
 
 OPTIONS = {
     "inspect": ["--json", "--shape"],
@@ -164,7 +164,7 @@ def test_factorize_alone_keeps_half_of_the_parameters(cli: Cli, model, out) -> N
     for name, shape in (("w1", (64, 16)), ("w2", (4, 64))):
         rank = plan_of(out)[name]["factorize"]["rank"]
         most = 0.5 * shape[0] * shape[1]
-        assert low_rank_parameters(shape, rank) <= most < low_rank_parameters(shape, rank + 1)
+        assert count_parameters("svd", shape, (rank,)) <= most < count_parameters("svd", shape, (rank + 1,))
         assert plan_of(out)[name]["weights"] is None
 
 

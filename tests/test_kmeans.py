@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from edgecompress.cluster import kmeans as module
-from edgecompress.cluster.forms import index_entropy_bits
 from edgecompress.cluster.kmeans import kmeans
 
 SHAPES = st.integers(1, 400)
@@ -204,8 +203,3 @@ def test_a_number_of_clusters_outside_the_range_is_refused(clusters):
 def test_nothing_to_cluster_is_refused():
     with pytest.raises(ValueError, match="no values"):
         kmeans(np.ones((0, 3), np.float32), 4)
-
-
-def test_the_entropy_of_the_indices_is_that_of_their_shares():
-    assert index_entropy_bits(np.array([0, 0, 1, 2], np.uint8)) == pytest.approx(1.5)
-    assert index_entropy_bits(np.zeros(9, np.uint8)) == 0.0

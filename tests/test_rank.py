@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgecompress.factorize import rank as module
-from edgecompress.factorize.forms import FormName, count_parameters
 from edgecompress.factorize.rank import error_curve, evbmf_rank, max_ranks, rank_for_energy, ranks_for_share, solve
+from edgecompress.factorize.sizes import FormName, count_parameters
 from edgecompress.moments import regularised
 
 Array = NDArray[Any]

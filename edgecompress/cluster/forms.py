@@ -26,10 +26,3 @@ class Clustered:
     def to_dense(self) -> Array:
         """Return the weight that the indices stand for."""
         return np.asarray(self.codebook[self.indices])
-
-
-def index_entropy_bits(indices: NDArray[np.uint8]) -> float:
-    """Return the zeroth-order entropy of the indices, bits per weight."""
-    counts = np.bincount(indices.reshape(-1))
-    shares = counts[counts > 0] / indices.size
-    return float(-(shares * np.log2(shares)).sum())

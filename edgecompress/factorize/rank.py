@@ -9,17 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecompress.factorize.cp import cp
-from edgecompress.factorize.forms import (
-    CP,
-    FormName,
-    InputLowRank,
-    LowRank,
-    Separable,
-    Spectral,
-    Tucker2,
-    count_parameters,
-)
+from edgecompress.factorize.forms import CP, InputLowRank, LowRank, Separable, Spectral, Tucker2
 from edgecompress.factorize.separable import separable
+from edgecompress.factorize.sizes import FormName, count_parameters
 from edgecompress.factorize.spectral import block_errors, spectral
 from edgecompress.factorize.svd import calibrated_svd, plain_svd
 from edgecompress.factorize.tucker import input_low_rank, tucker2

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecompress.factorize.forms import FormName, count_parameters, fits
 from edgecompress.factorize.rank import Form, evbmf_rank, rank_for_energy, ranks_for_share, solve, supported
+from edgecompress.factorize.sizes import FormName, count_parameters, fits
 from edgecompress.factorize.svd import calibrated_svd, spectrum
 from edgecompress.moments import Moments, output_errors
 
