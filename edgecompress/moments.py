@@ -13,17 +13,19 @@ Array = NDArray[Any]
 
 @dataclass(frozen=True)
 class Moments:
-    """The uncentred second moment ``mean(x x^T)`` of what flows into a layer.
+    """The uncentred second moment ``mean(x x^T)`` of what flows into a layer, and its mean.
 
     Shapes:
         second_moment: ``(groups, d, d)``, or ``(groups, d)`` where only the diagonal was kept; ``d`` is
             ``C_in / groups * prod(kernel)``, in the order of a flattened canonical weight row. float64.
         count: how many positions were averaged.
+        mean: ``(groups, d)``, float64; ``None`` stands for zero.
     """
 
     layer: str
     second_moment: Array
     count: int
+    mean: Array | None = None
 
     @property
     def is_full(self) -> bool:
@@ -48,11 +50,22 @@ def accumulate(moments: Moments | None, layer: str, patches: Array, *, full: boo
     if not np.isfinite(total).all():
         total = np.stack([_products(rows.astype(np.float64), full) for rows in groups])
     count = patches.shape[0]
+    sums = patches.sum(axis=0, dtype=np.float64)
     if moments is None:
-        return Moments(layer, total / count, count)
+        return Moments(layer, total / count, count, sums / count)
     merged = moments.count + count
-    mean = moments.second_moment * (moments.count / merged) + total / merged
-    return Moments(layer, mean, merged)
+    share = moments.count / merged
+    mean = None if moments.mean is None else moments.mean * share + sums / merged
+    return Moments(layer, moments.second_moment * share + total / merged, merged, mean)
+
+
+def centred(moments: Moments) -> Moments:
+    """Return the covariance in place of the second moment: what matters where a bias can take up the mean."""
+    if moments.mean is None:
+        return moments
+    mean = moments.mean
+    square = mean[:, :, None] * mean[:, None, :] if moments.is_full else mean**2
+    return Moments(moments.layer, moments.second_moment - square, moments.count)
 
 
 def _products(rows: Array, full: bool) -> Array:

@@ -6,6 +6,7 @@ import pytest
 from edgecompress.moments import (
     Moments,
     accumulate,
+    centred,
     output_errors,
     regularised,
     regularised_diagonal,
@@ -48,6 +49,18 @@ def test_the_diagonal_alone_is_the_diagonal_of_the_full_moment():
 def test_products_that_overflow_float32_are_formed_in_float64(full):
     moments = accumulate(None, "w", np.full((3, 1, 2), 1e30, np.float32), full=full)
     np.testing.assert_allclose(moments.second_moment, 1e60, rtol=1e-6)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_mean_taken_out_of_the_second_moment_leaves_the_covariance(full):
+    x = samples() + np.float32(3.0)
+    moments = None
+    for part in np.split(x, [100, 250]):
+        moments = accumulate(moments, "w", part, full=full)
+    np.testing.assert_allclose(moments.mean, x.mean(axis=0), rtol=1e-5)
+    covariance = np.stack([np.cov(x[:, group].T.astype(float), bias=True) for group in range(2)])
+    expected = covariance if full else np.diagonal(covariance, axis1=1, axis2=2)
+    np.testing.assert_allclose(centred(moments).second_moment, expected, rtol=0, atol=1e-4)
 
 
 def test_regularising_adds_one_percent_of_the_mean_diagonal():
