@@ -3,17 +3,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from builders import apply, entries, layer, model, names, normal, parse, run, skip, weight_of
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from onnx import numpy_helper
 
 from edgecompress.errors import ModelError
 from edgecompress.factorize.svd import plain_svd
 from edgecompress.graph import open_graph
 from edgecompress.layers import Layer, find_layers
 from edgecompress.moments import Moments, output_errors
-from edgecompress.orientation import read_weight, stored
-from edgecompress.passes.factorize import dense_of, factorize, solve_forms
+from edgecompress.orientation import read_weight
+from edgecompress.passes.factorize import factorize
+from edgecompress.passes.solve import Calibration, solve_forms
 from edgecompress.plan import FactorizePlan, LayerPlan, Plan
 
 
@@ -25,112 +23,13 @@ def plan_for(*layers, rank, calibrated=False):
 
 def rewrite(source, rank, *names_of_layers, feeds=None):
     """Factorize layers; return the new model and the forms."""
-    graph = open_graph(source)
-    layers = [each for each in find_layers(graph) if isinstance(each, Layer)]
-    forms = solve_forms(graph, layers, plan_for(*(names_of_layers or ("w",)), rank=rank), {})
+    graph, found = open_graph(source), entries(source)
+    forms = {name: plain_svd(read_weight(graph, found[name]), rank) for name in names_of_layers or ("w",)}
 
     def pass_(graph):
         return factorize(graph, [each for each in find_layers(graph) if isinstance(each, Layer)], forms)
 
     return apply(source, pass_, feeds), forms
-
-
-def with_dense(source, forms):
-    """Return the model with each weight replaced by what its form stands for."""
-    proto = type(source.proto)()
-    proto.CopyFrom(source.proto)
-    found = entries(source)
-    for tensor in proto.graph.initializer:
-        if tensor.name in forms:
-            values = stored(forms[tensor.name].to_dense(), found[tensor.name])
-            dtype = numpy_helper.to_array(tensor).dtype
-            tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(values).astype(dtype), tensor.name))
-    return model(proto)
-
-
-def agrees(source, feeds, rank, ops):
-    result, forms = rewrite(source, rank, feeds=feeds)
-    assert names(result, "ops") == ops
-    assert "w" not in names(result, "initializer")
-    expected, found = run(with_dense(source, forms), **feeds)["y"], run(result, **feeds)["y"]
-    assert found.shape == expected.shape
-    # Two rounded sums of d products each instead of one: d * 2^-24 relative to the absolute sum, with a wide margin.
-    width = forms["w"].right.size + forms["w"].left.size
-    np.testing.assert_allclose(found, expected, rtol=0, atol=width * 2.0**-22 * max(1.0, np.abs(expected).max()))
-    return result
-
-
-@st.composite
-def convolutions(draw):
-    axes = draw(st.integers(1, 3))
-    kernel = draw(st.lists(st.integers(1, 3), min_size=axes, max_size=axes))
-    dilations = draw(st.lists(st.integers(1, 2), min_size=axes, max_size=axes))
-    attributes = {"strides": draw(st.lists(st.integers(1, 3), min_size=axes, max_size=axes))}
-    auto = draw(st.sampled_from(["NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"]))
-    if auto == "NOTSET":
-        attributes["pads"] = draw(st.lists(st.integers(0, 2), min_size=2 * axes, max_size=2 * axes))
-        attributes["dilations"] = dilations
-    else:
-        attributes["auto_pad"] = auto
-    if draw(st.booleans()):
-        attributes["kernel_shape"] = kernel
-    sizes = draw(st.lists(st.integers(5, 8), min_size=axes, max_size=axes))
-    channels = draw(st.tuples(st.integers(2, 5), st.integers(2, 5)))
-    return attributes, (*channels, *kernel), (draw(st.integers(1, 3)), channels[1], *sizes), draw(st.booleans())
-
-
-def text(attributes):
-    shown = (f'{key}="{value}"' if isinstance(value, str) else f"{key}={value}" for key, value in attributes.items())
-    return f"<{', '.join(shown)}>" if attributes else ""
-
-
-@settings(max_examples=60, deadline=None)
-@given(convolutions(), st.data())
-def test_a_convolution_becomes_two_that_compute_its_form(case, data):
-    attributes, shape, x_shape, has_bias = case
-    rank = data.draw(st.integers(1, min(shape[0], int(np.prod(shape[1:])))))
-    bias = {"b": normal(shape[0], seed=3)} if has_bias else {}
-    dims = ", ".join(["N", *map(str, x_shape[1:])])
-    node = f"Conv{text(attributes)}(x, w{', b' if bias else ''})"
-    outputs = ", ".join("ABCDE"[: len(shape)])
-    source = model(f"g (float[{dims}] x) => (float[{outputs}] y) {{ y = {node} }}", w=normal(*shape), **bias)
-    agrees(source, {"x": normal(*x_shape, seed=1)}, rank, ["Conv", "Conv"])
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    st.tuples(st.booleans(), st.booleans()),
-    st.sampled_from([1.0, -0.5, 3.0]),
-    st.sampled_from([1.0, 0.0, 2.5]),
-    st.sampled_from([None, (), (5,), (1, 5), (7, 1), (7, 5)]),
-    st.sampled_from([9, 11, 17]),
-)
-def test_a_gemm_becomes_two_that_compute_its_form(turned, alpha, beta, bias, opset):
-    turn_a, turn_b = turned
-    if bias is None and opset < 11:
-        bias = ()  # needed there
-    attributes = text({"transA": int(turn_a), "transB": int(turn_b), "alpha": alpha, "beta": beta})
-    third = {} if bias is None else {"b": normal(*bias, seed=3)}
-    body = f"g (float[P, Q] x) => (float[A, B] y) {{ y = Gemm{attributes}(x, w{', b' if third else ''}) }}"
-    source = model(body, opset=opset, w=normal(*((5, 6) if turn_b else (6, 5))), **third)
-    agrees(source, {"x": normal(*((6, 7) if turn_a else (7, 6)), seed=1)}, 2, ["Gemm", "Gemm"])
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.integers(0, 3), st.integers(1, 5))
-def test_a_matmul_with_its_constant_on_the_right(batch_axes, rank):
-    shape = (*(2, 3, 2)[:batch_axes], 6)
-    given, made = ", ".join("PQRS"[:batch_axes] + "6"), ", ".join("ABCD"[: len(shape)])
-    body = f"g (float[{given}] x) => (float[{made}] y) {{ y = MatMul(x, w) }}"
-    agrees(model(body, w=normal(6, 5)), {"x": normal(*shape, seed=1)}, rank, ["MatMul", "MatMul"])
-
-
-@settings(max_examples=20, deadline=None)
-@given(st.sampled_from([(6,), (6, 3), (2, 6, 3), (2, 3, 6, 1)]), st.integers(1, 5))
-def test_a_matmul_with_its_constant_on_the_left(shape, rank):
-    given, made = ", ".join("PQRS"[: len(shape)]), ", ".join("ABCD"[: len(shape)])
-    body = f"g (float[{given}] x) => (float[{made}] y) {{ y = MatMul(w, x) }}"
-    agrees(model(body, w=normal(5, 6)), {"x": normal(*shape, seed=1)}, rank, ["MatMul", "MatMul"])
 
 
 @pytest.mark.parametrize(("kind", "dtype"), [("float16", np.float16), ("double", np.float64)])
@@ -191,15 +90,6 @@ def test_only_the_layers_of_the_plan_change():
     np.testing.assert_array_equal(weight_of(result, "w"), normal(6, 6))
 
 
-@pytest.mark.parametrize("body", ["y = MatMul(x, w)", "y = MatMul(w, x)", "y = Gemm<transB=1>(x, w)", "y = Conv(c, w)"])
-def test_the_factors_in_the_graph_multiply_out_to_the_form(body):
-    w = normal(6, 6, 3) if "Conv" in body else normal(6, 6)
-    source = model(f"g (float[6, 6] x, float[1, 6, 9] c) => (float[A] y) {{ {body} }}", w=w)
-    result, forms = rewrite(source, 2)
-    parts = [weight_of(result, name) for name in ("w.0", "w.1")]
-    np.testing.assert_array_equal(dense_of(parts, layer(source)), forms["w"].to_dense())
-
-
 def test_calibrated_forms_leave_less_of_the_output_than_plain_ones():
     source = model("g (float[N, 6] x) => (float[N, 5] y) { y = MatMul(x, w) }", w=normal(6, 5))
     graph, found = open_graph(source), layer(source)
@@ -209,9 +99,9 @@ def test_calibrated_forms_leave_less_of_the_output_than_plain_ones():
         errors = [
             output_errors(
                 read_weight(graph, found),
-                solve_forms(graph, [found], plan_for("w", rank=2, calibrated=calibrated), {"w": moments})[
-                    "w"
-                ].to_dense(),
+                solve_forms(
+                    graph, [found], plan_for("w", rank=2, calibrated=calibrated), Calibration(moments={"w": moments})
+                )["w"].to_dense(),
                 moments,
             )[1]
             for calibrated in (True, False)
@@ -224,7 +114,7 @@ def test_weights_that_are_not_finite_are_refused():
     w[0, 0] = np.nan
     source = model("g (float[N, 6] x) => (float[N, 5] y) { y = MatMul(x, w) }", w=w)
     with pytest.raises(ModelError, match="'w' holds 1 NaN"):
-        solve_forms(open_graph(source), [layer(source)], plan_for("w", rank=2), {})
+        solve_forms(open_graph(source), [layer(source)], plan_for("w", rank=2), Calibration())
 
 
 def test_progress_counts_layers():
@@ -237,7 +127,7 @@ def test_progress_counts_layers():
         open_graph(source),
         layers,
         plan_for("w", "v", rank=1),
-        {},
+        Calibration(),
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(1, 2), (2, 2)]

@@ -12,8 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from edgecompress.factorize.forms import CP, InputLowRank, LowRank, Separable, Spectral, Tucker2, dct_basis
-from edgecompress.factorize.sizes import count_macs, count_parameters, fits
+from edgecompress.factorize.cosines import cosines, dct_basis
+from edgecompress.factorize.factors import Grouped, factors, with_factors
+from edgecompress.factorize.forms import CP, AffineLowRank, InputLowRank, LowRank, Separable, Spectral, Tucker2
+from edgecompress.factorize.sizes import count_macs, count_parameters, dense_parameters, fits
 
 Array = NDArray[Any]
 RNG_SEED = 7
@@ -60,6 +62,47 @@ def random_forms(rng: np.random.Generator, shape: tuple[int, int, int, int]) -> 
             rng.standard_normal((outputs, 3)),
         ),
     }
+
+
+def test_factors_come_in_order_and_a_form_is_rebuilt_from_them() -> None:
+    shape = (4, 3, 2, 5)
+    forms = random_forms(np.random.default_rng(RNG_SEED), shape)
+    forms["svd_bias"] = AffineLowRank(forms["svd"].left, forms["svd"].right, np.ones(3))
+    forms["spectral"] = Spectral(np.ones((2, 7)), shape)
+    forms["groups"] = Grouped(tuple(random_forms(np.random.default_rng(seed), shape)["cp"] for seed in range(3)))
+    for name, form in forms.items():
+        parts = factors(form)
+        again = with_factors(form, parts)
+        np.testing.assert_array_equal(again.to_dense(), form.to_dense())
+        for place in range(len(parts)):  # every form is linear in each of its factors
+            tripled = with_factors(form, [3 * part if at == place else part for at, part in enumerate(parts)])
+            np.testing.assert_allclose(tripled.to_dense(), 3 * form.to_dense(), rtol=1e-12, err_msg=name)
+        with pytest.raises(ValueError, match="the factors have shapes"):
+            with_factors(form, (*parts[:-1], parts[-1][1:]))
+    assert factors(forms["tucker2"])[1] is forms["tucker2"].core
+    assert factors(forms["svd"])[0] is forms["svd"].right
+    assert with_factors(forms["svd_bias"], factors(forms["svd_bias"])).bias is forms["svd_bias"].bias
+
+
+def test_groups_stand_one_below_the_other_and_cost_what_all_of_them_cost() -> None:
+    shape = (4, 3, 2, 5)
+    for name in ("svd", "svd_in", "separable", "tucker2", "cp"):
+        parts = tuple(random_forms(np.random.default_rng(seed), shape)[name] for seed in range(3))
+        form = Grouped(parts)
+        assert form.to_dense().shape == (12, 3, 2, 5)
+        np.testing.assert_array_equal(form.to_dense()[4:8], parts[1].to_dense())
+        assert form.parameters == 3 * parts[0].parameters
+        assert form.macs((6, 7), (5, 3)) == 3 * parts[0].macs((6, 7), (5, 3))
+
+
+def test_a_form_with_a_bias_is_worth_its_weight_and_its_bias() -> None:
+    rng = np.random.default_rng(RNG_SEED)
+    form = AffineLowRank(rng.standard_normal((10, 2)), rng.standard_normal((2, 13)), rng.standard_normal(2))
+    x = rng.standard_normal(13)
+    np.testing.assert_allclose(form.left @ (form.right @ x + form.bias), form.to_dense() @ x + form.bias_to_dense())
+    assert form.parameters == 48 == count_parameters("svd_bias", (10, 13), (2,))
+    assert dense_parameters("svd_bias", (10, 13)) == 140
+    assert form.macs((), ()) == 46
 
 
 def run_steps(form: Any, values: Array, strides: tuple[int, int], pads: tuple[int, int]) -> tuple[Array, int]:
@@ -167,7 +210,7 @@ def test_forms_for_any_kernel_multiply_out_in_one_and_three_dimensions(kernel: t
     whole = np.random.default_rng(1).standard_normal((4, 3))
     np.testing.assert_allclose(
         Spectral(whole, (4, 5, *kernel)).to_dense().reshape(4, -1),
-        dct_basis(4, 4).T @ whole @ dct_basis(3, 5 * int(np.prod(kernel))),
+        2 / np.sqrt(20 * np.prod(kernel)) * cosines(4, 4).T @ whole @ cosines(3, 5 * int(np.prod(kernel))),
     )
 
 

@@ -63,7 +63,7 @@ def test_grouped_and_depthwise_convolutions_are_told_apart():
     body = "g (float[1, 4, 8, 8] x) => (int64[R] y) {{ h = Conv<group={}>(x, w)  y = Shape(h) }}"
     grouped = layer(model(body.format(2), w=normal(6, 2, 3, 3)))
     depthwise = layer(model(body.format(4), w=normal(4, 1, 3, 3)))
-    assert "a grouped" in grouped.fixed_form
+    assert grouped.fixed_form is None
     assert "a depthwise" in depthwise.fixed_form
     assert (grouped.groups, grouped.macs) == (2, 6 * 2 * 9 * 36)
     assert grouped.takes_moments

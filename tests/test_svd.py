@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgecompress.factorize.svd import calibrated_svd, plain_svd, spectrum
-from edgecompress.moments import Moments, output_errors, regularised, regularised_diagonal
+from edgecompress.factorize.svd import affine_svd, calibrated_svd, plain_svd, spectrum
+from edgecompress.moments import Moments, accumulate, output_errors, regularised, regularised_diagonal
 
 SHAPES = st.sampled_from([(5, 9), (9, 5), (6, 6), (4, 3, 3), (3, 2, 2, 2), (8, 1, 1, 2, 2), (2, 2)])
 
@@ -116,6 +116,62 @@ def test_the_full_rank_form_is_the_weight():
     weight = weight_of((4, 3, 2), 5).astype(np.float32)
     for form in (plain_svd(weight, 4), calibrated_svd(weight, 4, moment_of(6, 1))):
         np.testing.assert_allclose(form.to_dense(), weight, rtol=0, atol=4e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(SHAPES, st.integers(0, 99), st.data())
+def test_the_plain_form_of_weight_and_bias_is_the_truncated_svd_of_both(shape, seed, data):
+    weight, bias = weight_of(shape, seed), weight_of(shape[:1], seed + 1)
+    both = np.hstack([weight.reshape(shape[0], -1), bias[:, None]])
+    values = np.linalg.svd(both, compute_uv=False)
+    form = affine_svd(weight, bias, data.draw(st.integers(1, len(values))))
+    found = np.hstack([form.to_dense().reshape(shape[0], -1), form.bias_to_dense()[:, None]])
+    assert form.to_dense().shape == shape
+    assert np.sum((both - found) ** 2) == pytest.approx(np.sum(values[form.rank :] ** 2), rel=1e-10, abs=1e-20)
+
+
+@pytest.mark.parametrize("full", [True, False])
+def test_the_calibrated_form_of_weight_and_bias_leaves_the_least_output_error(full):
+    """Of all forms of that rank, known from the eigenvalues of the second moment of the outputs."""
+    rng = np.random.default_rng(3)
+    weight, bias = rng.normal(size=(6, 8)), rng.normal(size=6)
+    # Inputs as the solver takes them: with the covariance that it regularises to, or inputs without correlation.
+    mean, deviation = rng.normal(size=8) * 3, np.diag(np.logspace(0, -2, 8)) @ rng.normal(size=(8, 8))
+    second = (deviation @ deviation.T if full else np.diag(np.logspace(0, -2, 8))) + np.outer(mean, mean)
+    moments = Moments("w", (second if full else np.diagonal(second))[None], 9, mean[None])
+    covariance = regularised(second - np.outer(mean, mean))
+    augmented = np.block([[covariance + np.outer(mean, mean), mean[:, None]], [mean[None], np.ones((1, 1))]])
+    both = np.hstack([weight, bias[:, None]])
+    falling = np.linalg.eigvalsh(both @ augmented @ both.T)[::-1]
+    for rank in range(1, 6):
+        form = affine_svd(weight, bias, rank, moments)
+        wrong = both - np.hstack([form.to_dense(), form.bias_to_dense()[:, None]])
+        assert np.sum(wrong @ augmented * wrong) == pytest.approx(np.sum(falling[rank:]), rel=1e-8)
+
+
+def test_the_bias_takes_part_where_it_and_the_mean_matter():
+    rng = np.random.default_rng(4)
+    weight, bias = rng.normal(size=(10, 13)), 3 * rng.normal(size=10)
+    x = rng.normal(size=(500, 13)) + 2 * rng.normal(size=13)
+    moments = accumulate(None, "w", x[:, None], full=True)
+    errors = {}
+    for name, form in (("plain", affine_svd(weight, bias, 2)), ("known", affine_svd(weight, bias, 2, moments))):
+        errors[name] = np.mean((x @ (weight - form.to_dense()).T + bias - form.bias_to_dense()) ** 2)
+    apart = calibrated_svd(weight, 2, moments)
+    errors["apart"] = np.mean((x @ (weight - apart.to_dense()).T) ** 2)
+    assert errors["known"] < errors["plain"]
+    # The bias kept apart costs no rank but ten more values: 46 and 10 against 48.
+    assert apart.parameters + 10 > affine_svd(weight, bias, 2).parameters == 48
+    assert errors["apart"] < errors["known"]
+
+
+def test_a_bias_or_rank_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match=r"the weight needs \(5,\)"):
+        affine_svd(weight_of((5, 9), 0), np.ones(4), 2)
+    with pytest.raises(ValueError, match=r"1 \.\. 4"):
+        affine_svd(weight_of((5, 3), 0), np.ones(5), 5)
+    with pytest.raises(ValueError, match="ungrouped"):
+        affine_svd(weight_of((4, 3), 0), np.ones(4), 2, Moments("w", np.ones((2, 3, 3)), 1))
 
 
 def test_a_zero_weight_gives_finite_factors():

@@ -8,6 +8,7 @@ from builders import apply, entries, if_model, layer, model, names, normal, pars
 from onnx import helper, numpy_helper
 
 from edgecompress.errors import ModelError
+from edgecompress.factorize.solve import solve_layer
 from edgecompress.factorize.svd import plain_svd
 from edgecompress.graph import open_graph
 from edgecompress.layers import Layer, find_layers
@@ -263,7 +264,7 @@ PARTS = {
 def test_importance_is_the_output_error_of_an_error_in_each_value(kind, factors, full):
     """Every value is disturbed in turn; the energy at the output, by the second moment, must be its importance."""
     if kind == "groups" and factors:
-        pytest.skip("grouped layers are not factorized")
+        pytest.skip("factors of groups have no importances")
     w = normal(8, 2, 3) if kind in ("conv", "groups") else normal(6, 8) if kind == "matmul" else normal(8, 6)
     found = layer(model(PARTS[kind], w=w))
     x = normal(50, found.groups, 6, seed=4) * np.logspace(0, 1, 6)
@@ -279,7 +280,7 @@ def test_importance_is_the_output_error_of_an_error_in_each_value(kind, factors,
         parts = [w]
 
     def dense(parts):
-        return dense_of(parts, found) if factors else canonical(parts[0], found)
+        return dense_of(parts, found, form) if factors else canonical(parts[0], found)
 
     for number, importance in enumerate(_importances(found, parts, moments)):
         found_here = np.broadcast_to(importance, parts[number].shape)
@@ -290,6 +291,20 @@ def test_importance_is_the_output_error_of_an_error_in_each_value(kind, factors,
             disturbed[number][place] += 1.0
             expected[place] = output_errors(exact, dense(disturbed), moments)[1]
         np.testing.assert_allclose(found_here, expected + 1e-3 * expected.mean(), rtol=1e-5)
+
+
+@pytest.mark.parametrize(("form", "ranks", "groups"), [("spectral", (6, 10), 1), ("svd", (3,), 2)])
+def test_coefficients_and_factors_of_groups_are_clustered_without_importances(form, ranks, groups):
+    w = normal(8 * groups, 6, 3, 3)
+    body = f"g (float[N, {6 * groups}, 5, 5] x) => (float[A, B, C, D] y) {{ y = Conv<group={groups}>(x, w) }}"
+    source = model(body, w=w)
+    found = solve_layer(form, w, ranks, None, groups=groups)
+
+    factorized = apply(source, lambda graph: factorize(graph, list(find_layers(graph)), {"w": found}))
+    parts = tuple(name for name in names(factorized, "initializer") if name.startswith("w."))
+    moments = Moments("w", np.ones((groups, 54)), 9)
+    values = [weight_of(factorized, name) for name in parts]
+    assert _importances(layer(source), values, moments) == [None] * len(parts)
 
 
 def test_a_factor_too_small_for_a_codebook_stays():

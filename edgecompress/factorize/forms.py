@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecompress.factorize.cosines import cosines
 from edgecompress.factorize.sizes import count_macs
 
 Array = NDArray[Any]
@@ -45,6 +47,43 @@ class LowRank:
         """Return the weight that the factors stand for, shape ``(O, I, *kernel)``, in float64."""
         flat = self.right.reshape(self.rank, -1).astype(np.float64)
         return (self.left.astype(np.float64) @ flat).reshape(self.left.shape[0], *self.right.shape[1:])
+
+
+@dataclass(frozen=True)
+class AffineLowRank:
+    """A layer with its bias: ``y = left @ (right @ x + bias)``, so that ``[W b]`` together has the rank.
+
+    Shapes:
+        left: ``(O, rank)``
+        right: ``(rank, I, *kernel)``
+        bias: ``(rank,)``: what the first step adds
+    """
+
+    left: Array
+    right: Array
+    bias: Array
+
+    @property
+    def rank(self) -> int:
+        """The inner dimension."""
+        return int(self.left.shape[1])
+
+    @property
+    def parameters(self) -> int:
+        """How many values are stored; they stand for the weight and its bias."""
+        return int(self.left.size + self.right.size + self.bias.size)
+
+    def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
+        """Return the multiply-accumulates; see ``count_macs``."""
+        return LowRank(self.left, self.right).macs(inputs, outputs)
+
+    def to_dense(self) -> Array:
+        """Return the weight that the factors stand for, shape ``(O, I, *kernel)``, in float64."""
+        return LowRank(self.left, self.right).to_dense()
+
+    def bias_to_dense(self) -> Array:
+        """Return the bias of the layer that the form stands for, shape ``(O,)``, in float64."""
+        return np.asarray(self.left.astype(np.float64) @ self.bias.astype(np.float64))
 
 
 @dataclass(frozen=True)
@@ -192,7 +231,7 @@ class CP:
 
 @dataclass(frozen=True)
 class Spectral:
-    """A matrix by its lowest frequencies: ``W = B_p(O)^T @ coefficients @ B_q(d)`` with ``dct_basis`` B.
+    """A matrix by its lowest frequencies: ``W = 2 / sqrt(O d) cosines(p, O)^T @ coefficients @ cosines(q, d)``.
 
     Saves storage, not work: the runtime multiplies by the whole weight.
 
@@ -214,24 +253,18 @@ class Spectral:
         """How many values are stored."""
         return int(self.coefficients.size)
 
+    @property
+    def gain(self) -> float:
+        """What the product is multiplied by, so that the coefficients are of the weights' size: float16 needs it."""
+        return 2.0 / math.sqrt(math.prod(self.shape))
+
     def macs(self, inputs: Sequence[int], outputs: Sequence[int]) -> int:
         """Return the multiply-accumulates; see ``count_macs``."""
         return count_macs("spectral", self.shape, self.ranks, inputs=inputs, outputs=outputs)
 
     def to_dense(self) -> Array:
         """Return the weight that the coefficients stand for, shape ``(O, I, *kernel)``, in float64."""
-        rows, columns = self.shape[0], int(np.prod(self.shape[1:], dtype=np.int64))
+        rows, columns = self.shape[0], math.prod(self.shape[1:])
         p, q = self.ranks
-        flat = dct_basis(p, rows).T @ self.coefficients.astype(np.float64) @ dct_basis(q, columns)
+        flat = cosines(p, rows).T @ (self.gain * self.coefficients.astype(np.float64)) @ cosines(q, columns)
         return np.asarray(flat.reshape(self.shape))
-
-
-def dct_basis(count: int, length: int) -> Array:
-    """Return the ``count`` lowest orthonormal DCT-II vectors of ``length`` as rows, float64.
-
-    ``B[k, i] = sqrt((2 - [k = 0]) / N) cos(pi (2 i + 1) k / (2 N))``; the phase is reduced modulo ``4 N`` in integers,
-    so that it is exact for any length.
-    """
-    phase = np.outer(np.arange(count, dtype=np.int64), 2 * np.arange(length, dtype=np.int64) + 1) % (4 * length)
-    scale = np.sqrt(np.where(np.arange(count) == 0, 1.0, 2.0) / length)
-    return np.asarray(scale[:, None] * np.cos(phase * (np.pi / (2 * length))))

@@ -1,35 +1,34 @@
-"""Which rank: for a share of the parameters or of the energy, by variational Bayes, and what each rank would cost."""
+"""Which rank: for a share of the parameters or of the energy, or by variational Bayes; and the solvers by form."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecompress.factorize.cp import cp
-from edgecompress.factorize.forms import CP, InputLowRank, LowRank, Separable, Spectral, Tucker2
 from edgecompress.factorize.separable import separable
-from edgecompress.factorize.sizes import FormName, count_parameters
-from edgecompress.factorize.spectral import block_errors, spectral
+from edgecompress.factorize.sizes import FormName, count_parameters, dense_parameters
+from edgecompress.factorize.spectral import spectral
 from edgecompress.factorize.svd import calibrated_svd, plain_svd
 from edgecompress.factorize.tucker import input_low_rank, tucker2
-from edgecompress.moments import Moments, regularised
+from edgecompress.moments import Moments
+
+if TYPE_CHECKING:
+    from edgecompress.factorize.factors import Form
+    from edgecompress.factorize.forms import LowRank
 
 Array = NDArray[Any]
-
-_SMALLEST_ERROR = 1e-12
-
-Form = LowRank | InputLowRank | Separable | Tucker2 | CP | Spectral
 
 
 def max_ranks(form: FormName, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Return the ranks beyond which nothing is gained (``cp``: a bound)."""
     outputs, channels, kernel = shape[0], shape[1], shape[2:]
     points = int(np.prod(kernel, dtype=np.int64))
-    if form == "svd":
-        return (min(outputs, channels * points),)
+    if form in ("svd", "svd_bias"):
+        return (min(outputs, channels * points + (form == "svd_bias")),)
     if form == "svd_in":
         return (min(channels, outputs * points),)
     if form == "separable":
@@ -46,7 +45,7 @@ def ranks_for_share(form: FormName, shape: tuple[int, ...], share: float) -> tup
 
     Two ranks keep the proportion of their limits as nearly as whole numbers allow.
     """
-    budget = share * float(np.prod(shape, dtype=np.int64)) + 1e-9
+    budget = share * dense_parameters(form, shape) + 1e-9
     limits = max_ranks(form, shape)
 
     def allowed(ranks: tuple[int, ...]) -> bool:
@@ -150,50 +149,19 @@ def _minimise(function: Callable[[Array], Array], low: float, high: float) -> fl
 def solve(form: FormName, weight: Array, ranks: tuple[int, ...], moment: Array | None = None, **options: int) -> Form:
     """Return a form of a canonical weight: under ``regularised(moment)``, or plain without a ``(d, d)`` moment.
 
-    ``options`` go to the solver (``rounds`` of those that alternate). Raises ``ValueError`` for ranks out of range.
+    ``options`` go to the solver (``rounds`` of those that alternate). Raises ``ValueError`` for ranks out of range, and
+    for ``svd_bias``, which needs the bias, too: ``affine_svd``.
     """
+    if form == "svd_bias":
+        raise ValueError("svd_bias is not a form of a weight alone")
     return _SOLVERS[form](weight, ranks, moment, **options)
-
-
-def error_curve(
-    form: FormName,
-    weight: Array,
-    ranks: Sequence[tuple[int, ...]],
-    moment: Array | None = None,
-    *,
-    anchors: int = 6,
-    rounds: int = 5,
-) -> Array:
-    """Return the error ``tr((W - V) C (W - V)^T)`` that a form leaves at each of ``ranks``, which rise; never rising.
-
-    ``C`` is ``regularised(moment)``, or the identity. Exact for ``svd`` and ``spectral``. The other forms are solved
-    with ``rounds`` of alternation at ``anchors`` of the ranks, a little above what they reach in the end; between these
-    the logarithm of the error is interpolated over the parameters.
-    """
-    if form == "spectral":
-        blocks = block_errors(weight, moment)
-        return np.array([blocks[p - 1, q - 1] for p, q in ranks])
-    flat = weight.reshape(len(weight), -1).astype(np.float64)
-    damped = np.eye(flat.shape[1]) if moment is None else regularised(moment.astype(np.float64))
-    if form == "svd":
-        rising = np.cumsum(np.maximum(np.linalg.eigvalsh(flat @ damped @ flat.T), 0.0))
-        return np.array([rising[-1 - rank] if rank < len(rising) else 0.0 for (rank,) in ranks])
-    chosen = np.unique(np.linspace(0, len(ranks) - 1, min(anchors, len(ranks))).round().astype(int))
-    errors = []
-    for index in chosen:
-        wrong = flat - solve(form, weight, ranks[index], moment, rounds=rounds).to_dense().reshape(flat.shape)
-        errors.append(float(np.sum((wrong @ damped) * wrong)))
-    floor = _SMALLEST_ERROR * float(np.sum((flat @ damped) * flat)) + np.finfo(np.float64).tiny
-    sizes = [count_parameters(form, weight.shape, entry) for entry in ranks]
-    logs = np.interp(sizes, np.array(sizes)[chosen], np.log(np.minimum.accumulate(np.maximum(errors, floor))))
-    return np.asarray(np.exp(logs))
 
 
 def _low_rank(weight: Array, rank: int, moment: Array | None) -> LowRank:
     return plain_svd(weight, rank) if moment is None else calibrated_svd(weight, rank, Moments("", moment[None], 1))
 
 
-_SOLVERS: dict[FormName, Callable[..., Form]] = {
+_SOLVERS: dict[str, Callable[..., Form]] = {
     "svd": lambda weight, ranks, moment, **_: _low_rank(weight, ranks[0], moment),
     "svd_in": lambda weight, ranks, moment, **options: input_low_rank(weight, ranks[0], moment, **options),
     "separable": lambda weight, ranks, moment, **options: separable(weight, ranks[0], moment, **options),

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecompress.factorize.forms import Separable
+from edgecompress.factorize.truncated import truncated_svd
 from edgecompress.moments import regularised
 
 Array = NDArray[Any]
@@ -217,9 +218,9 @@ def descend(
 def plain_start(weight: Array, rank: int) -> Steps:
     """Return the best steps in the Frobenius norm: a truncated SVD of the weight rearranged to ``P x (O B)``."""
     outputs, inner, points = weight.shape
-    left, values, right = np.linalg.svd(weight.transpose(1, 0, 2).reshape(inner, -1), full_matrices=False)
-    second = (values[:rank, None] * right[:rank]).reshape(rank, outputs, points).transpose(1, 0, 2)
-    return Steps(left[:, :rank].T, second, float(np.sum(values[rank:] ** 2)))
+    left, values, right = truncated_svd(weight.transpose(1, 0, 2).reshape(inner, -1), rank)
+    second = (values[:, None] * right).reshape(rank, outputs, points).transpose(1, 0, 2)
+    return Steps(left.T, second, max(0.0, float(np.sum(weight**2) - np.sum(values**2))))
 
 
 def whitened_start(problem: Problem, rank: int) -> Array:
@@ -229,8 +230,7 @@ def whitened_start(problem: Problem, rank: int) -> Array:
     left, inverse = square_roots(problem.mean_block)
     right, _ = square_roots(np.einsum("pbpc->bc", by_point))
     white = np.tensordot(left, problem.weight @ right, (1, 1)).reshape(inner, outputs * points)
-    vectors = np.linalg.svd(white, full_matrices=False)[0]
-    return np.asarray((inverse @ vectors[:, :rank]).T)
+    return np.asarray((inverse @ truncated_svd(white, rank)[0]).T)
 
 
 def square_roots(matrix: Array) -> tuple[Array, Array]:

@@ -7,8 +7,12 @@ from typing import Literal
 
 import numpy as np
 
-FormName = Literal["svd", "svd_in", "separable", "tucker2", "cp", "spectral"]
-"""The forms by name: ``LowRank``, ``InputLowRank``, ``Separable``, ``Tucker2``, ``CP``, ``Spectral``."""
+FormName = Literal["svd", "svd_bias", "svd_in", "separable", "tucker2", "cp", "spectral"]
+"""``LowRank``, ``AffineLowRank``, ``InputLowRank``, ``Separable``, ``Tucker2``, ``CP`` and ``Spectral`` by name.
+
+Shapes of a grouped convolution are those of one group, ``(O / groups, I / groups, *kernel)``, here and wherever a form
+is sized; what is counted is then one group's, too.
+"""
 
 # (weights of one step, where it runs): "in" before the stride, "out" after it, "mixed" after that of the first axis.
 _Step = tuple[int, Literal["in", "mixed", "out"]]
@@ -24,10 +28,16 @@ def fits(form: FormName, shape: tuple[int, ...]) -> bool:
 
 
 def count_parameters(form: FormName, shape: tuple[int, ...], ranks: tuple[int, ...]) -> int:
-    """Return how many values a form of a canonical weight of ``shape`` stores."""
+    """Return how many values a form of a canonical weight of ``shape`` stores; ``svd_bias`` with the inner bias."""
     if form == "spectral":
         return ranks[0] * ranks[1]
-    return sum(weights for weights, _ in _steps(form, shape, ranks))
+    bias = ranks[0] if form == "svd_bias" else 0
+    return bias + sum(weights for weights, _ in _steps(form, shape, ranks))
+
+
+def dense_parameters(form: FormName, shape: tuple[int, ...]) -> int:
+    """Return how many values a form takes the place of: those of the weight, for ``svd_bias`` with its bias."""
+    return int(np.prod(shape, dtype=np.int64)) + (shape[0] if form == "svd_bias" else 0)
 
 
 def count_macs(
@@ -53,7 +63,7 @@ def _steps(form: FormName, shape: tuple[int, ...], ranks: tuple[int, ...]) -> li
     outputs, channels, kernel = shape[0], shape[1], shape[2:]
     points = int(np.prod(kernel, dtype=np.int64))
     first, last = ranks[0], ranks[-1]
-    if form == "svd":
+    if form in ("svd", "svd_bias"):
         return [(first * channels * points, "out"), (outputs * first, "out")]
     if form == "svd_in":
         return [(first * channels, "in"), (outputs * first * points, "out")]

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecompress.factorize.forms import Spectral, dct_basis
+from edgecompress.factorize.cosines import cosine_weights, dct_basis
+from edgecompress.factorize.forms import Spectral
 from edgecompress.factorize.separable import ridged
 from edgecompress.moments import regularised
 
@@ -32,7 +33,8 @@ def spectral(weight: Array, ranks: tuple[int, int], moment: Array | None = None)
     else:
         half = columns @ _damped(moment, matrix)
         coefficients = np.linalg.solve(ridged(half @ columns.T), half @ (rows @ matrix).T).T
-    return Spectral(coefficients.astype(weight.dtype), weight.shape)
+    scaled = cosine_weights(ranks[0])[:, None] * coefficients * cosine_weights(ranks[1])
+    return Spectral(scaled.astype(weight.dtype), weight.shape)
 
 
 def block_errors(weight: Array, moment: Array | None = None) -> Array:

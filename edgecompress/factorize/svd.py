@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecompress.factorize.forms import LowRank
-from edgecompress.moments import Moments, regularised, regularised_diagonal
+from edgecompress.factorize.forms import AffineLowRank, LowRank
+from edgecompress.factorize.truncated import truncated_svd
+from edgecompress.moments import Moments, centred, regularised, regularised_diagonal
 
 Array = NDArray[Any]
 
@@ -20,9 +21,9 @@ def plain_svd(weight: Array, rank: int) -> LowRank:
     that both have similar ranges. Raises ``ValueError`` for a rank outside ``1 .. min(O, I * prod(kernel))``.
     """
     matrix = _matrix(weight, rank)
-    left, values, right = np.linalg.svd(matrix, full_matrices=False)
-    root = np.sqrt(values[:rank])
-    return _form(left[:, :rank] * root, root[:, None] * right[:rank], weight)
+    left, values, right = truncated_svd(matrix, rank)
+    root = np.sqrt(values)
+    return _form(*_signed(left * root, root[:, None] * right), weight)
 
 
 def calibrated_svd(weight: Array, rank: int, moments: Moments) -> LowRank:
@@ -36,13 +37,33 @@ def calibrated_svd(weight: Array, rank: int, moments: Moments) -> LowRank:
     Raises ``ValueError`` as ``plain_svd`` does, and for moments of a grouped layer.
     """
     matrix = _matrix(weight, rank)
-    if moments.second_moment.shape[0] != 1:
-        raise ValueError("calibrated SVD needs the second moment of an ungrouped layer")
-    left, _, _ = np.linalg.svd(_times_root(matrix, moments), full_matrices=False)
-    basis = left[:, :rank]
-    right = basis.T @ matrix
-    norms = np.sqrt(np.maximum(np.linalg.norm(right, axis=1), np.finfo(np.float32).tiny))
-    return _form(basis * norms, right / norms[:, None], weight)
+    _check_ungrouped(moments)
+    basis, _, _ = truncated_svd(_times_root(matrix, moments), rank)
+    return _form(*_signed(*_shared(basis, basis.T @ matrix)), weight)
+
+
+def affine_svd(weight: Array, bias: Array, rank: int, moments: Moments | None = None) -> AffineLowRank:
+    """Return the rank-``rank`` form of a weight ``(O, I, *kernel)`` and its bias ``(O,)`` together, seen as ``[W b]``.
+
+    Without moments the truncated SVD of ``[W b]``. With them the output error is minimised: the input ``(x, 1)`` has
+    the second moment ``[[C, m], [m^T, 1]]``, which is ``S S^T`` for ``S = [[L, m], [0, 1]]`` and the (regularised)
+    covariance ``L L^T = C - m m^T``. Raises ``ValueError`` for a rank outside ``1 .. min(O, I * prod(kernel) + 1)``,
+    a bias of another shape, and moments of a grouped layer.
+    """
+    if bias.shape != weight.shape[:1]:
+        raise ValueError(f"the bias has shape {bias.shape}; the weight needs {weight.shape[:1]}")
+    matrix = weight.reshape(weight.shape[0], -1).astype(np.float64)
+    column = bias.astype(np.float64)[:, None]
+    whole = _checked(np.hstack([matrix, column]), rank)
+    seen = whole
+    if moments is not None:
+        _check_ungrouped(moments)
+        mean = np.zeros(matrix.shape[1]) if moments.mean is None else moments.mean[0]
+        seen = np.hstack([_times_root(matrix, centred(moments)), matrix @ mean[:, None] + column])
+    basis, _, _ = truncated_svd(seen, rank)
+    left, right = _signed(*_shared(basis, basis.T @ whole))
+    form = _form(left, right[:, :-1], weight)
+    return AffineLowRank(form.left, form.right, right[:, -1].astype(weight.dtype))
 
 
 def spectrum(weight: Array) -> Array:
@@ -51,7 +72,21 @@ def spectrum(weight: Array) -> Array:
 
 
 def _matrix(weight: Array, rank: int) -> Array:
-    matrix = weight.reshape(weight.shape[0], -1).astype(np.float64)
+    return _checked(weight.reshape(weight.shape[0], -1).astype(np.float64), rank)
+
+
+def _check_ungrouped(moments: Moments) -> None:
+    if moments.second_moment.shape[0] != 1:
+        raise ValueError("calibrated SVD needs the second moment of an ungrouped layer")
+
+
+def _shared(basis: Array, right: Array) -> tuple[Array, Array]:
+    """Share the scale of ``basis @ right`` so that both have the same norm per component."""
+    norms = np.sqrt(np.maximum(np.linalg.norm(right, axis=1), np.finfo(np.float32).tiny))
+    return basis * norms, right / norms[:, None]
+
+
+def _checked(matrix: Array, rank: int) -> Array:
     if not 1 <= rank <= min(matrix.shape):
         raise ValueError(f"rank {rank} is outside 1 .. {min(matrix.shape)}")
     return matrix
@@ -69,9 +104,13 @@ def _times_root(matrix: Array, moments: Moments) -> Array:
         return np.asarray(matrix @ (vectors * np.sqrt(np.maximum(values, 0.0))))
 
 
-def _form(left: Array, right: Array, weight: Array) -> LowRank:
-    """Fix the signs (LAPACK builds differ in them), round to the weight's type and give the kernel its shape back."""
+def _signed(left: Array, right: Array) -> tuple[Array, Array]:
+    """Give the largest entry of every column of ``left`` a positive sign: LAPACK builds differ in signs."""
     strongest = np.take_along_axis(left, np.argmax(np.abs(left), axis=0)[None], axis=0)[0]
     signs = np.where(strongest < 0, -1.0, 1.0)
-    left, right = left * signs, right * signs[:, None]
+    return left * signs, right * signs[:, None]
+
+
+def _form(left: Array, right: Array, weight: Array) -> LowRank:
+    """Round to the weight's type and give the kernel its shape back."""
     return LowRank(left.astype(weight.dtype), right.astype(weight.dtype).reshape(-1, *weight.shape[1:]))

@@ -1,4 +1,4 @@
-"""A factorized convolution as the plain convolutions it runs as, and back to one dense kernel."""
+"""A factorized convolution as the plain convolutions it runs as."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecompress.factorize.forms import CP, InputLowRank, LowRank, Separable, Tucker2
+from edgecompress.factorize.factors import ChannelForm, Grouped
+from edgecompress.factorize.forms import CP, AffineLowRank, InputLowRank, LowRank, Separable, Tucker2
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from edgecompress.model import Array
 
-    ConvForm = LowRank | InputLowRank | Separable | Tucker2 | CP
-
+ConvForm = ChannelForm | AffineLowRank | Grouped
 Attributes = dict[str, Any]
 
 
@@ -28,14 +28,30 @@ class ConvStep:
 
 
 def conv_steps(form: ConvForm, attributes: Mapping[str, Any]) -> list[ConvStep]:
-    """Return the convolutions of ``form``, in order, for a node with these ``attributes`` (ONNX Conv, group 1).
+    """Return the convolutions of ``form``, in order, for a node with these ``attributes`` (of an ONNX Conv).
 
     Steps that mix channels run before the stride where they come first: an input mixed with zeros is zero, so padding
-    may follow. A kernel cut by axes takes each axis's stride, padding and dilation along.
+    may follow. A kernel cut by axes takes each axis's stride, padding and dilation along. The steps of groups run side
+    by side. The bias of an ``AffineLowRank`` belongs to the first step.
     """
-    kernel = {name: value for name, value in attributes.items() if value != [] and name != "kernel_shape"}
+    kernel = {
+        name: value for name, value in attributes.items() if value != [] and name not in ("kernel_shape", "group")
+    }
+    if isinstance(form, Grouped):
+        return [_side_by_side(steps) for steps in zip(*(_steps(part, kernel) for part in form.parts), strict=True)]
+    return _steps(form, kernel)
+
+
+def _side_by_side(steps: Sequence[ConvStep]) -> ConvStep:
+    """Join one step of every group."""
+    inner = steps[0].attributes.get("group", 1)
+    weight = np.concatenate([step.weight for step in steps])
+    return ConvStep(weight, {**steps[0].attributes, "group": inner * len(steps)})
+
+
+def _steps(form: ChannelForm | AffineLowRank, kernel: Attributes) -> list[ConvStep]:
     match form:
-        case LowRank(left, right):
+        case LowRank(left, right) | AffineLowRank(left, right, _):
             return [_kernel(right, kernel), _mix(left, right.ndim)]
         case InputLowRank(left, right):
             return [_mix(right, left.ndim), _kernel(left, kernel)]
@@ -71,19 +87,3 @@ def _along(attributes: Attributes, axis: int) -> Attributes:
     if "pads" in attributes:
         found["pads"] = [pad if place % 2 == axis else 0 for place, pad in enumerate(attributes["pads"])]
     return found
-
-
-def composed(weights: Sequence[Array]) -> Array:
-    """Return the one kernel that convolutions in a row stand for, float64; ``weights`` in the order they are applied.
-
-    Each is ``(C_out, C_in / group, *kernel)`` with group 1 or depthwise, and no axis is wider than 1 in two of them,
-    so that the composition is a sum over the channels between.
-    """
-    dense = weights[0].astype(np.float64)
-    for weight in weights[1:]:
-        wide = weight.astype(np.float64)
-        if wide.shape[1] == 1 and wide.shape[0] == dense.shape[0]:
-            dense = wide * dense
-        else:
-            dense = np.einsum("oc...,ci...->oi...", wide, dense)
-    return dense

@@ -11,6 +11,7 @@ import onnx_graphsurgeon as gs
 from edgecompress.cluster.kmeans import kmeans
 from edgecompress.graph import Graph, constants, fresh_name, values_of
 from edgecompress.orientation import canonical, check_finite, stored
+from edgecompress.passes.decoders import insert_decoders
 from edgecompress.passes.run import Change
 from edgecompress.plan import Plan, pays_off
 
@@ -32,8 +33,7 @@ def codebooks(graph: Graph, forms: Mapping[str, Clustered]) -> Sequence[Change]:
     ``forms`` are keyed by the constant's name and shaped as it is stored.
     """
     changes: list[Change] = []
-    places = {id(node): place for place, node in enumerate(graph.surgeon.nodes)}
-    decoders: dict[int, list[gs.Node]] = {}
+    decoders: dict[str, list[gs.Node]] = {}
     present = constants(graph)
     for name, form in forms.items():
         weight = present[name]
@@ -41,19 +41,13 @@ def codebooks(graph: Graph, forms: Mapping[str, Clustered]) -> Sequence[Change]:
         indices = gs.Constant(fresh_name(graph, f"{name}.indices"), form.indices)
         wide = gs.Variable(fresh_name(graph, f"{name}.positions"), dtype=np.int32)
         weight.to_variable(dtype=form.codebook.dtype, shape=list(form.indices.shape))
-        # Just before its first use: a runtime that does not fold then holds one rebuilt weight at a time, not all.
-        # A use inside a control-flow body has no place here, so that weight is rebuilt first.
-        first = min((places.get(id(node), 0) for node in weight.outputs), default=0)
-        decoders.setdefault(first, []).extend(
-            [
-                gs.Node("Cast", attrs={"to": onnx.TensorProto.INT32}, inputs=[indices], outputs=[wide]),
-                gs.Node("Gather", attrs={"axis": 0}, inputs=[codebook, wide], outputs=[weight]),
-            ]
-        )
+        decoders[name] = [
+            gs.Node("Cast", attrs={"to": onnx.TensorProto.INT32}, inputs=[indices], outputs=[wide]),
+            gs.Node("Gather", attrs={"axis": 0}, inputs=[codebook, wide], outputs=[weight]),
+        ]
         action = f"kmeans {form.codebook.size}"
         changes.append(Change(name, action, dense=form.to_dense, tensors=(codebook.name, indices.name)))
-    nodes = list(graph.surgeon.nodes)
-    graph.surgeon.nodes = [new for place, node in enumerate(nodes) for new in (*decoders.get(place, ()), node)]
+    insert_decoders(graph, decoders)
     return changes
 
 
@@ -102,6 +96,8 @@ def _importances(layer: Layer, parts: Sequence[Array], moments: Moments | None) 
     """
     if moments is None:
         return [None] * len(parts)
+    if len(parts) == 1 and parts[0].size != layer.parameters:
+        return [None]  # coefficients of the whole weight: each of them touches every input
     if len(parts) == 1:
         rows = (
             np.repeat(moments.diagonal, layer.shape[0] // layer.groups, axis=0)
@@ -109,7 +105,7 @@ def _importances(layer: Layer, parts: Sequence[Array], moments: Moments | None) 
             else moments.diagonal
         )
         return [_floored(stored(rows.reshape(-1, *layer.shape[1:]), layer))]
-    if len(parts) != 2 or any(size > 1 for size in parts[1].shape[2:]):
+    if len(parts) != 2 or layer.groups > 1 or any(size > 1 for size in parts[1].shape[2:]):
         return [None] * len(parts)  # only for a plain product is it this simple
     right, left = (part if layer.op == "Conv" else canonical(part, layer) for part in parts)
     rows = right.reshape(right.shape[0], -1).astype(np.float64)
