@@ -10,7 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from edgecompress.graph import Graph, is_weight_constant, operator
-from edgecompress.macs import Shapes, count_macs
+from edgecompress.macs import Extent, Shapes, count_macs, find_extent
 from edgecompress.model import infer_shapes, signature
 from edgecompress.tensors import type_name
 
@@ -51,7 +51,8 @@ class Layer:
     ``shape`` is canonical: ``(C_out, C_in / groups, *kernel)``; recurrent weights and tables keep their own shape.
     ``macs`` are multiply-accumulates of one run of the model, ``None`` where a shape is unknown.
     ``fixed_form`` says why the layer may be clustered but not factorized, ``None`` where it may be. ``is_mixed``: the
-    nodes that share the weight differ in kind, orientation or groups.
+    nodes that share the weight differ in kind, orientation or groups. ``extents`` say where each node applies the
+    weight, ``None`` where a shape is unknown or the layer is none that is factorized.
     """
 
     name: str
@@ -64,6 +65,7 @@ class Layer:
     nodes: tuple[gs.Node, ...]
     constant: gs.Constant
     fixed_form: str | None
+    extents: tuple[Extent, ...] | None
     is_mixed: bool = False
 
     @property
@@ -141,6 +143,7 @@ def _layer(node: gs.Node, position: int, tensor: gs.Constant, shapes: Shapes) ->
         canonical_shape = (shape[1] * groups, shape[0] // groups, *shape[2:])
     else:
         canonical_shape = shape
+    extent = find_extent(node, position, shapes)
     return Layer(
         name=tensor.name,
         op=node.op,
@@ -152,6 +155,7 @@ def _layer(node: gs.Node, position: int, tensor: gs.Constant, shapes: Shapes) ->
         nodes=(node,),
         constant=tensor,
         fixed_form=_why_fixed(node.op, canonical_shape, groups),
+        extents=None if extent is None else (extent,),
     )
 
 
@@ -190,9 +194,10 @@ def _why_fixed(op: str, shape: tuple[int, ...], groups: int) -> str | None:
         return f"{op} weights are clustered, never factorized"
     if op == "MatMul" and len(shape) > 2:
         return "a stack of matrices is not factorized"
-    if groups > 1:
-        kind = "depthwise" if shape[1] == 1 else "grouped"
-        return f"a {kind} convolution is not factorized"
+    if groups > 1 and shape[1] == 1:
+        return "a depthwise convolution is not factorized"
+    if groups > 1 and shape[0] == groups:
+        return "a convolution with one output per group is not factorized"
     return None
 
 
@@ -221,7 +226,7 @@ def _codebook_indices(producer: Any) -> gs.Constant | None:
     return None
 
 
-def _is_constant(tensor: gs.Tensor, depth: int = 8) -> bool:
+def _is_constant(tensor: gs.Tensor, depth: int = 12) -> bool:
     """Tell whether a tensor is a constant, or computed from constants alone in at most ``depth`` steps."""
     if isinstance(tensor, gs.Constant) or not tensor.inputs or not depth:
         return isinstance(tensor, gs.Constant)
@@ -233,12 +238,13 @@ def _shared(first: Layer | Skip, second: Layer | Skip) -> Layer | Skip:
     if isinstance(first, Skip) or isinstance(second, Skip):
         return first if isinstance(first, Skip) else second
     macs = None if first.macs is None or second.macs is None else first.macs + second.macs
-    nodes = (*first.nodes, *second.nodes)
+    extents = None if first.extents is None or second.extents is None else (*first.extents, *second.extents)
+    first = replace(first, nodes=(*first.nodes, *second.nodes), macs=macs, extents=extents)
     if (first.op, first.orientation, first.groups) == (second.op, second.orientation, second.groups):
         fixed = "several convolutions share this weight" if first.op == "Conv" else None
-        return replace(first, nodes=nodes, macs=macs, fixed_form=first.fixed_form or fixed)
+        return replace(first, fixed_form=first.fixed_form or fixed)
     why = first.fixed_form or second.fixed_form or "nodes of different kinds share this weight"
-    return replace(first, nodes=nodes, macs=macs, fixed_form=why, is_mixed=True)
+    return replace(first, fixed_form=why, is_mixed=True)
 
 
 def _with_other_uses(graph: Graph, layer: Layer) -> Layer:

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, cast
 
-from edgecompress.errors import RecipeError, did_you_mean
-from edgecompress.factorize.rank import max_ranks, ranks_for_share
-from edgecompress.factorize.sizes import FormName, count_parameters, fits
-from edgecompress.factorize.solve import FORM_NAMES, allowed_ranks
+from edgecompress.factorize.rank import ranks_for_share
+from edgecompress.factorize.sizes import FormName, count_parameters, dense_parameters
+from edgecompress.factorize.solve import AUTO_FORMS, allowed_ranks
 from edgecompress.layers import Layer, Skip
-from edgecompress.recipe import CLUSTER_SCHEMES, DEFAULT_KEEP, Recipe, Settings, names_layer, resolve
+from edgecompress.model import MAX_OPSET
+from edgecompress.orientation import group_shape, why_not
+from edgecompress.recipe import DEFAULT_KEEP, Recipe, Settings, names_layer, resolve, sizes_in
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Sequence
 
 SCHEMA_VERSION = 1
-_START_AGAIN = "start again from the plan.json of an earlier compress"
 _TINY_SHARE = 0.005
 _CODEBOOK_OVERHEAD_BYTES = 160  # two nodes, two tensors, an entry in the container
 
@@ -66,8 +66,13 @@ class Plan:
     layers: tuple[LayerPlan, ...]
 
 
+_Decided = tuple[FactorizePlan | None, str | None]
+
 Chooser = Callable[[Layer, Settings], tuple[FormName, tuple[int, ...]] | None]
 """Decides what depends on a layer's values: the form for ``auto``, the rank for ``energy`` and ``evbmf``."""
+
+Allocation = Mapping[str, tuple[FormName, tuple[int, ...]] | None]
+"""What each of the layers that share a budget gets; ``None`` leaves it as it is."""
 
 
 def make_plan(
@@ -77,42 +82,89 @@ def make_plan(
     model_sha256: str,
     calibrated: bool,
     choose: Chooser | None = None,
+    allocation: Allocation | None = None,
+    opset: int = MAX_OPSET,
 ) -> Plan:
     """Decide for every layer; ``calibrated`` says that there will be moments of those layers that take them.
 
     A convolution that comes first sees the raw input and does not forgive; a layer with hardly any of the parameters
-    gains nothing and may be the classifier: neither is factorized unless the recipe names it. ``choose`` is asked
-    where the values of a layer decide.
+    and of the work gains nothing and may be the classifier: neither is factorized unless the recipe names it.
+    ``choose`` is asked where the values of a layer decide; ``allocation`` has decided for the layers of
+    ``budget_forms``. ``opset`` is the model's: older ones cannot have every form.
     """
-    first = next((entry.name for entry in entries if isinstance(entry, Layer)), None)
-    total = sum(entry.parameters for entry in entries if isinstance(entry, Layer))
+    reserved = _reserved(recipe, entries)
+    shared = allocation or {}
     plans: list[LayerPlan] = []
     for entry in entries:
         if isinstance(entry, Skip):
-            plans.append(_untouched(entry.name, entry.reason))
+            plans.append(untouched(entry.name, entry.reason))
             continue
         settings, with_moments = resolve(recipe, entry), calibrated and entry.takes_moments
-        reserved = None if names_layer(recipe, entry.name) else _why_reserved(entry, first, total)
-        if reserved is not None and settings.factorize != "none" and entry.fixed_form is None:
-            decided: tuple[FactorizePlan | None, str | None] = (None, reserved)
+        decided: _Decided
+        if entry.name in shared:
+            decided = _from_budget(shared[entry.name], with_moments)
+        elif entry.name in reserved and settings.factorize != "none" and entry.fixed_form is None:
+            decided = None, reserved[entry.name]
         else:
-            decided = _factorize_plan(entry, settings, with_moments, choose)
+            decided = _factorize_plan(entry, settings, with_moments, choose=choose, opset=opset)
         plans.append(_layer_plan(entry, settings, with_moments, decided))
     return Plan(schema_version=SCHEMA_VERSION, model_sha256=model_sha256, layers=tuple(plans))
 
 
-def _why_reserved(layer: Layer, first: str | None, total: int) -> str | None:
+def budget_forms(
+    recipe: Recipe, entries: Sequence[Layer | Skip], *, opset: int = MAX_OPSET
+) -> dict[str, tuple[FormName, ...]]:
+    """Return, by layer, the forms that it may take of all layers that share the budget of an ``allocate`` recipe.
+
+    These are the layers that would be factorized, but for those for which the recipe has a size of their own.
+    """
+    reserved = _reserved(recipe, entries)
+    found: dict[str, tuple[FormName, ...]] = {}
+    for layer in entries:
+        if isinstance(layer, Skip) or layer.name in reserved or _has_own_size(recipe, layer):
+            continue
+        scheme = resolve(recipe, layer).factorize
+        if scheme in (None, "none"):
+            continue
+        named = AUTO_FORMS if scheme == "auto" else (cast("FormName", scheme),)
+        forms = tuple(form for form in named if why_not(form, layer, opset) is None)
+        if forms:
+            found[layer.name] = forms
+    return found
+
+
+def _has_own_size(recipe: Recipe, layer: Layer) -> bool:
+    levels = [entry for name, entry in recipe.layers.items() if fnmatch.fnmatchcase(layer.name, name)]
+    own = recipe.layers.get(layer.name), recipe.ops.get(layer.op)
+    return any(sizes_in(entry) for entry in (*levels, *own) if entry is not None)
+
+
+def _from_budget(given: tuple[FormName, tuple[int, ...]] | None, calibrated: bool) -> _Decided:
+    if given is None:
+        return None, "the budget does more for the output when this layer stays whole"
+    scheme, ranks = given
+    return FactorizePlan(scheme=scheme, rank=plain(ranks), calibrated=calibrated), None
+
+
+def _reserved(recipe: Recipe, entries: Sequence[Layer | Skip]) -> dict[str, str]:
+    """Return why each layer is not factorized that only a recipe which names it factorizes."""
+    layers = [entry for entry in entries if isinstance(entry, Layer)]
+    first = layers[0].name if layers else None
+    total, work = sum(layer.parameters for layer in layers), sum(layer.macs or 0 for layer in layers)
+    reasons = {layer.name: _why_reserved(layer, first, total, work) for layer in layers}
+    return {name: why for name, why in reasons.items() if why is not None and not names_layer(recipe, name)}
+
+
+def _why_reserved(layer: Layer, first: str | None, total: int, work: int) -> str | None:
     """Say why a layer is not factorized unless it is named."""
     if layer.name == first and layer.op == "Conv":
         return "the first convolution is factorized only where a recipe names it"
-    if layer.parameters < _TINY_SHARE * total:
+    if layer.parameters < _TINY_SHARE * total and (layer.macs or 0) <= _TINY_SHARE * work:
         return f"{layer.parameters} of {total} parameters are too few to gain by factors"
     return None
 
 
-def _layer_plan(
-    layer: Layer, settings: Settings, calibrated: bool, decided: tuple[FactorizePlan | None, str | None]
-) -> LayerPlan:
+def _layer_plan(layer: Layer, settings: Settings, calibrated: bool, decided: _Decided) -> LayerPlan:
     factorize, reason = decided
     weights: WeightsPlan | None = None
     if settings.cluster == "kmeans":
@@ -128,44 +180,55 @@ def _layer_plan(
 
 
 def _factorize_plan(
-    layer: Layer, settings: Settings, calibrated: bool, choose: Chooser | None
-) -> tuple[FactorizePlan | None, str | None]:
+    layer: Layer, settings: Settings, calibrated: bool, *, choose: Chooser | None, opset: int
+) -> _Decided:
     if settings.factorize in (None, "none"):
         return None, None
     if layer.fixed_form is not None:
         return None, layer.fixed_form
-    if settings.factorize == "auto" or settings.energy is not None or settings.evbmf:
-        chosen = choose(layer, settings) if choose is not None else None
+    hindrance = None if settings.factorize == "auto" else why_not(cast("FormName", settings.factorize), layer, opset)
+    if hindrance is not None:
+        return None, hindrance
+    if choose is not None and _depends_on_values(settings):
+        chosen = choose(layer, settings)
         if chosen is None:
             return None, "no form of this size is smaller" if settings.factorize == "auto" else "EVBMF finds no rank"
         scheme, ranks = chosen
     else:
         scheme = cast("FormName", settings.factorize)
-        if not fits(scheme, layer.shape):
-            return None, f"{scheme} needs a kernel wider than 1, which this weight does not have"
         ranks = _ranks(scheme, layer, settings)
     # a rank that was asked for counts as it is, not as what the shape cuts it down to
     judged = (settings.rank,) if settings.rank is not None and len(ranks) == 1 else ranks
-    if not _is_smaller(layer, scheme, judged):
-        return None, _no_gain(layer, judged)
-    return FactorizePlan(scheme=scheme, rank=_plain(ranks), calibrated=calibrated), None
+    if not is_smaller(layer, scheme, judged):
+        return None, no_gain(layer, judged)
+    return FactorizePlan(scheme=scheme, rank=plain(ranks), calibrated=calibrated), None
+
+
+def _depends_on_values(settings: Settings) -> bool:
+    if settings.factorize == "spectral" and settings.rank is None:
+        return True
+    return settings.factorize == "auto" or settings.energy is not None or bool(settings.evbmf)
 
 
 def _ranks(scheme: FormName, layer: Layer, settings: Settings) -> tuple[int, ...]:
     if settings.rank is not None:
-        return allowed_ranks(scheme, layer.shape, settings.rank)
-    return ranks_for_share(scheme, layer.shape, DEFAULT_KEEP if settings.keep is None else settings.keep)
+        return allowed_ranks(scheme, group_shape(layer), settings.rank)
+    return ranks_for_share(scheme, group_shape(layer), DEFAULT_KEEP if settings.keep is None else settings.keep)
 
 
-def _plain(ranks: tuple[int, ...]) -> int | tuple[int, int]:
+def plain(ranks: tuple[int, ...]) -> int | tuple[int, int]:
+    """Return ranks as a plan has them: one as a number."""
     return ranks[0] if len(ranks) == 1 else (ranks[0], ranks[1])
 
 
-def _is_smaller(layer: Layer, scheme: FormName, ranks: tuple[int, ...]) -> bool:
-    return count_parameters(scheme, layer.shape, ranks) < layer.parameters
+def is_smaller(layer: Layer, scheme: FormName, ranks: tuple[int, ...]) -> bool:
+    """Tell whether a form has fewer parameters than what it takes the place of."""
+    shape = group_shape(layer)
+    return count_parameters(scheme, shape, ranks) < dense_parameters(scheme, shape)
 
 
-def _no_gain(layer: Layer, ranks: tuple[int, ...]) -> str:
+def no_gain(layer: Layer, ranks: tuple[int, ...]) -> str:
+    """Say why ranks that save nothing are not used."""
     return f"rank {' x '.join(map(str, ranks))} would not lower its {layer.parameters} parameters"
 
 
@@ -179,136 +242,6 @@ def plan_to_json(plan: Plan) -> str:
     return json.dumps(asdict(plan), indent=2, ensure_ascii=False) + "\n"
 
 
-def read_plan(path: Path, *, model_sha256: str, entries: Sequence[Layer | Skip]) -> Plan:
-    """Read a plan, which may have been edited, and check that it fits the model.
-
-    Raises ``RecipeError``: malformed, made for another model, names a layer that is unknown or there twice, or asks for
-    what a layer cannot have.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise RecipeError(f"{path}: cannot be read: {error.strerror}", hint="check the path") from error
-    except (ValueError, RecursionError) as error:
-        raise RecipeError(f"{path}: not JSON: {error}", hint=_START_AGAIN) from error
-    where = str(path)
-    content = _object(content, ("schema_version", "model_sha256", "layers"), where)
-    version = content["schema_version"]
-    if isinstance(version, bool) or version != SCHEMA_VERSION:
-        raise RecipeError(f"{path}: schema_version {version!r} is not {SCHEMA_VERSION}", hint="make it again")
-    if content["model_sha256"] != model_sha256:
-        raise RecipeError(f"{path}: the plan was made for another model", hint="use the plan of this very model file")
-    if not isinstance(content["layers"], list):
-        raise RecipeError(f"{path}: layers must be a list", hint=_START_AGAIN)
-    known = {entry.name: entry for entry in entries}
-    given: dict[str, LayerPlan] = {}
-    for item in content["layers"]:
-        entry = _object(item, ("layer", "factorize", "weights", "reason"), where)
-        name = entry["layer"]
-        if not isinstance(name, str) or name not in known:
-            raise RecipeError(f"{path}: the model has no layer {name!r}", hint=did_you_mean(str(name), known))
-        if name in given:
-            raise RecipeError(f"{path}: layer {name!r} is there twice", hint="remove one of the two")
-        given[name] = _read_layer(entry, known[name], f"{where}: layer {name!r}")
-    layers = (given.get(name) or _untouched(name, "not in the plan") for name in known)
-    return Plan(schema_version=SCHEMA_VERSION, model_sha256=model_sha256, layers=tuple(layers))
-
-
-def _untouched(name: str, reason: str) -> LayerPlan:
+def untouched(name: str, reason: str) -> LayerPlan:
+    """Return the plan of a layer that every stage leaves alone."""
     return LayerPlan(layer=name, factorize=None, weights=None, reason=reason)
-
-
-def _object(value: Any, keys: Sequence[str], where: str) -> dict[str, Any]:
-    """Return ``value`` as an object with exactly ``keys``; a missing ``reason`` is ``None``."""
-    if not isinstance(value, dict):
-        found = f"{where}: expected an object with {', '.join(keys)}, found {value!r}"
-        raise RecipeError(found[:200], hint=_START_AGAIN)
-    for key in value:
-        if key not in keys:
-            raise RecipeError(f"{where}: unknown key {key!r}", hint=did_you_mean(key, keys))
-    missing = [key for key in keys if key not in value and key != "reason"]
-    if missing:
-        raise RecipeError(f"{where}: missing {', '.join(missing)}", hint="add it, null where it does not apply")
-    return {key: value.get(key) for key in keys}
-
-
-def _read_layer(entry: Mapping[str, Any], layer: Layer | Skip, where: str) -> LayerPlan:
-    reason = entry["reason"]
-    if not isinstance(reason, str | None):
-        raise RecipeError(f"{where}: reason must be text or null, not {reason!r}", hint="correct the value")
-    if isinstance(layer, Skip):
-        if entry["factorize"] is not None or entry["weights"] is not None:
-            raise RecipeError(f"{where} cannot be compressed: {layer.reason}", hint="set factorize and weights to null")
-        return _untouched(layer.name, layer.reason)
-    factorize = _read_factorize(entry["factorize"], layer, f"{where}: factorize")
-    if factorize is not None and not _is_smaller(layer, factorize.scheme, factorize.ranks):
-        reason = _no_gain(layer, factorize.ranks)
-        factorize = None
-    weights = _read_weights(entry["weights"], layer, f"{where}: weights")
-    if factorize is None and weights is None and reason is None:
-        reason = "the plan leaves it alone"
-    return LayerPlan(layer=layer.name, factorize=factorize, weights=weights, reason=reason)
-
-
-def _read_factorize(value: Any, layer: Layer, where: str) -> FactorizePlan | None:
-    if value is None:
-        return None
-    if layer.fixed_form is not None:
-        raise RecipeError(f"{where} cannot be done: {layer.fixed_form}", hint="set factorize to null")
-    asked = _object(value, ("scheme", "rank", "calibrated"), where)
-    scheme = cast("FormName", _scheme(asked["scheme"], FORM_NAMES, where))
-    if not fits(scheme, layer.shape):
-        raise RecipeError(f"{where}: {scheme} needs a kernel wider than 1", hint="choose svd, or set factorize to null")
-    return FactorizePlan(
-        scheme=scheme,
-        rank=_read_rank(asked["rank"], max_ranks(scheme, layer.shape), f"{where}: rank"),
-        calibrated=_calibrated(asked["calibrated"], layer, where),
-    )
-
-
-def _read_rank(value: Any, limits: tuple[int, ...], where: str) -> int | tuple[int, int]:
-    if len(limits) == 1:
-        return _whole(value, limits[0], where)
-    if not isinstance(value, list) or len(value) != len(limits):
-        raise RecipeError(
-            f"{where} must be a list of {len(limits)} whole numbers, not {value!r}", hint="correct the value"
-        )
-    return _plain(tuple(_whole(rank, limit, where) for rank, limit in zip(value, limits, strict=True)))
-
-
-def _read_weights(value: Any, layer: Layer, where: str) -> WeightsPlan | None:
-    if value is None:
-        return None
-    asked = _object(value, ("scheme", "bits", "calibrated"), where)
-    return WeightsPlan(
-        scheme=_scheme(asked["scheme"], CLUSTER_SCHEMES, where),
-        bits=_whole(asked["bits"], 8, f"{where}: bits"),
-        calibrated=_calibrated(asked["calibrated"], layer, where),
-    )
-
-
-def _scheme(value: Any, allowed: Sequence[str], where: str) -> str:
-    """Return the name of a scheme; a stage is left out with ``null``, not with ``"none"``."""
-    schemes = [scheme for scheme in allowed if scheme != "none"]
-    if value not in schemes:
-        raise RecipeError(
-            f"{where}: scheme must be one of {', '.join(schemes)}, not {value!r}",
-            hint="correct the scheme, or write null in place of the whole object",
-        )
-    return str(value)
-
-
-def _whole(value: Any, most: int, where: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise RecipeError(f"{where} must be a whole number from 1 to {most}, not {value!r}", hint="correct the value")
-    return value
-
-
-def _calibrated(value: Any, layer: Layer, where: str) -> bool:
-    if not isinstance(value, bool):
-        raise RecipeError(f"{where}: calibrated must be true or false, not {value!r}", hint="correct the value")
-    if value and not layer.takes_moments:
-        raise RecipeError(
-            f"{where}: a {layer.op} layer such as this one is never calibrated", hint="set calibrated to false"
-        )
-    return value

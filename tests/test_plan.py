@@ -6,7 +6,8 @@ import pytest
 from builders import entries, if_model, model, normal
 
 from edgecompress.errors import RecipeError
-from edgecompress.plan import FactorizePlan, WeightsPlan, make_plan, pays_off, plan_to_json, read_plan
+from edgecompress.plan import FactorizePlan, WeightsPlan, budget_forms, make_plan, pays_off, plan_to_json
+from edgecompress.plan_file import read_plan
 from edgecompress.recipe import Recipe, Settings
 
 BODY = """g (float[N, 40] x, int64[N] i, float[20, 2] given) => (float[N, 20] y, float[N, 30] z)
@@ -234,3 +235,81 @@ def test_names_are_written_as_they_are(tmp_path):
     plan = make_plan(Recipe(), found, model_sha256=SHA, calibrated=False)
     assert "größe" in plan_to_json(plan)
     assert read(tmp_path, plan_to_json(plan), found) == plan
+
+
+# a budget that layers share
+
+
+def forms_in_budget(found=ENTRIES, **changes):
+    base = {"everywhere": Settings(factorize="svd", keep=0.5), "allocate": True}
+    return budget_forms(Recipe(**{**base, **changes}), found)
+
+
+def test_the_layers_that_would_be_factorized_share_the_budget():
+    assert forms_in_budget() == {"fc": ("svd",), "head": ("svd",), "tiny": ("svd",)}
+    assert forms_in_budget(everywhere=Settings(factorize="auto")) == dict.fromkeys(("fc", "head", "tiny"), ("svd",))
+    assert forms_in_budget(everywhere=Settings(factorize="separable")) == {}  # none has a kernel
+    assert forms_in_budget(everywhere=Settings()) == {}
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"layers": {"fc": Settings(rank=3)}},
+        {"layers": {"f*": Settings(keep=0.9)}},
+        {"layers": {"fc": Settings(energy=0.9)}},
+        {"layers": {"fc": Settings(factorize="none")}},
+    ],
+)
+def test_a_layer_with_a_size_of_its_own_stays_out_of_the_budget(changes):
+    assert list(forms_in_budget(**changes)) == ["head", "tiny"]
+    assert forms_in_budget(ops={"MatMul": Settings(rank=1)}) == {"head": ("svd",)}
+
+
+CONVS = list(
+    entries(
+        model(
+            """g (float[N, 4, 9, 9] x) => (float[N, 5, 9, 9] y)
+            { a = Conv<pads = [1, 1, 1, 1]>(x, first)  b = Conv<pads = [1, 1, 1, 1]>(a, inner)
+              c = Conv(b, thin)  d = Conv(c, back)  y = Conv<pads = [1, 1, 1, 1]>(d, last) }""",
+            first=normal(16, 4, 3, 3),
+            inner=normal(16, 16, 3, 3),
+            thin=normal(1, 16, 1, 1),
+            back=normal(16, 1, 1, 1),
+            last=normal(5, 16, 3, 3),
+        )
+    ).values()
+)
+
+
+def test_layers_that_are_factorized_only_when_named_share_the_budget_only_then():
+    everywhere = Settings(factorize="auto", keep=0.5)
+    every = ("svd", "svd_in", "separable", "tucker2")
+    assert forms_in_budget(CONVS, everywhere=everywhere) == {"inner": every, "last": every}
+    named = forms_in_budget(CONVS, everywhere=everywhere, layers={"first": Settings(cluster="none")})
+    assert list(named) == ["first", "inner", "last"]
+
+
+def test_the_plan_has_what_the_budget_gave_and_says_where_a_layer_stays_whole():
+    recipe = Recipe(everywhere=Settings(factorize="auto", keep=0.5, cluster="none"), allocate=True)
+    allocation = {"inner": ("tucker2", (7, 5)), "last": None}
+    plan = make_plan(recipe, CONVS, model_sha256=SHA, calibrated=True, allocation=allocation)
+    by_name = {each.layer: each for each in plan.layers}
+    assert by_name["inner"].factorize == FactorizePlan(scheme="tucker2", rank=(7, 5), calibrated=True)
+    assert by_name["last"].factorize is None
+    assert by_name["last"].reason == "the budget does more for the output when this layer stays whole"
+    assert "first convolution" in by_name["first"].reason
+    assert "too few" in by_name["thin"].reason
+
+
+def test_a_form_that_the_opset_does_not_know_is_refused(tmp_path):
+    recipe = Recipe(everywhere=Settings(factorize="spectral", keep=0.5))
+    old = make_plan(recipe, ENTRIES, model_sha256=SHA, calibrated=False, opset=10).layers[0]
+    assert old.factorize is None
+    assert old.reason == "spectral needs opset 11 (Range); the model has 10"
+    plan = make_plan(recipe, ENTRIES, model_sha256=SHA, calibrated=False)
+    assert plan.layers[0].factorize.scheme == "spectral"
+    path = tmp_path / "plan.json"
+    path.write_text(plan_to_json(plan), encoding="utf-8")
+    with pytest.raises(RecipeError, match="cannot be done: spectral needs opset 11"):
+        read_plan(path, model_sha256=SHA, entries=ENTRIES, opset=10)

@@ -1,0 +1,167 @@
+"""Read a plan back from JSON, which may have been edited: what does not fit the model is refused by name."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, cast
+
+from edgecompress.errors import RecipeError, did_you_mean
+from edgecompress.factorize.rank import max_ranks
+from edgecompress.factorize.solve import FORM_NAMES
+from edgecompress.layers import Layer, Skip
+from edgecompress.model import MAX_OPSET
+from edgecompress.orientation import group_shape, why_not
+from edgecompress.plan import (
+    SCHEMA_VERSION,
+    FactorizePlan,
+    LayerPlan,
+    Plan,
+    WeightsPlan,
+    is_smaller,
+    no_gain,
+    plain,
+    untouched,
+)
+from edgecompress.recipe import CLUSTER_SCHEMES
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from edgecompress.factorize.sizes import FormName
+
+_START_AGAIN = "start again from the plan.json of an earlier compress"
+
+
+def read_plan(path: Path, *, model_sha256: str, entries: Sequence[Layer | Skip], opset: int = MAX_OPSET) -> Plan:
+    """Read a plan, which may have been edited, and check that it fits the model.
+
+    Raises ``RecipeError``: malformed, made for another model, names a layer that is unknown or there twice, or asks for
+    what a layer cannot have.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise RecipeError(f"{path}: cannot be read: {error.strerror}", hint="check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(f"{path}: not JSON: {error}", hint=_START_AGAIN) from error
+    where = str(path)
+    content = _object(content, ("schema_version", "model_sha256", "layers"), where)
+    version = content["schema_version"]
+    if isinstance(version, bool) or version != SCHEMA_VERSION:
+        raise RecipeError(f"{path}: schema_version {version!r} is not {SCHEMA_VERSION}", hint="make it again")
+    if content["model_sha256"] != model_sha256:
+        raise RecipeError(f"{path}: the plan was made for another model", hint="use the plan of this very model file")
+    if not isinstance(content["layers"], list):
+        raise RecipeError(f"{path}: layers must be a list", hint=_START_AGAIN)
+    known = {entry.name: entry for entry in entries}
+    given: dict[str, LayerPlan] = {}
+    for item in content["layers"]:
+        entry = _object(item, ("layer", "factorize", "weights", "reason"), where)
+        name = entry["layer"]
+        if not isinstance(name, str) or name not in known:
+            raise RecipeError(f"{path}: the model has no layer {name!r}", hint=did_you_mean(str(name), known))
+        if name in given:
+            raise RecipeError(f"{path}: layer {name!r} is there twice", hint="remove one of the two")
+        given[name] = _read_layer(entry, known[name], f"{where}: layer {name!r}", opset)
+    layers = (given.get(name) or untouched(name, "not in the plan") for name in known)
+    return Plan(schema_version=SCHEMA_VERSION, model_sha256=model_sha256, layers=tuple(layers))
+
+
+def _object(value: Any, keys: Sequence[str], where: str) -> dict[str, Any]:
+    """Return ``value`` as an object with exactly ``keys``; a missing ``reason`` is ``None``."""
+    if not isinstance(value, dict):
+        found = f"{where}: expected an object with {', '.join(keys)}, found {value!r}"
+        raise RecipeError(found[:200], hint=_START_AGAIN)
+    for key in value:
+        if key not in keys:
+            raise RecipeError(f"{where}: unknown key {key!r}", hint=did_you_mean(key, keys))
+    missing = [key for key in keys if key not in value and key != "reason"]
+    if missing:
+        raise RecipeError(f"{where}: missing {', '.join(missing)}", hint="add it, null where it does not apply")
+    return {key: value.get(key) for key in keys}
+
+
+def _read_layer(entry: Mapping[str, Any], layer: Layer | Skip, where: str, opset: int) -> LayerPlan:
+    reason = entry["reason"]
+    if not isinstance(reason, str | None):
+        raise RecipeError(f"{where}: reason must be text or null, not {reason!r}", hint="correct the value")
+    if isinstance(layer, Skip):
+        if entry["factorize"] is not None or entry["weights"] is not None:
+            raise RecipeError(f"{where} cannot be compressed: {layer.reason}", hint="set factorize and weights to null")
+        return untouched(layer.name, layer.reason)
+    factorize = _read_factorize(entry["factorize"], layer, f"{where}: factorize", opset)
+    if factorize is not None and not is_smaller(layer, factorize.scheme, factorize.ranks):
+        reason = no_gain(layer, factorize.ranks)
+        factorize = None
+    weights = _read_weights(entry["weights"], layer, f"{where}: weights")
+    if factorize is None and weights is None and reason is None:
+        reason = "the plan leaves it alone"
+    return LayerPlan(layer=layer.name, factorize=factorize, weights=weights, reason=reason)
+
+
+def _read_factorize(value: Any, layer: Layer, where: str, opset: int) -> FactorizePlan | None:
+    if value is None:
+        return None
+    if layer.fixed_form is not None:
+        raise RecipeError(f"{where} cannot be done: {layer.fixed_form}", hint="set factorize to null")
+    asked = _object(value, ("scheme", "rank", "calibrated"), where)
+    scheme = cast("FormName", _scheme(asked["scheme"], FORM_NAMES, where))
+    hindrance = why_not(scheme, layer, opset)
+    if hindrance is not None:
+        raise RecipeError(
+            f"{where} cannot be done: {hindrance}", hint="choose another scheme, or set factorize to null"
+        )
+    return FactorizePlan(
+        scheme=scheme,
+        rank=_read_rank(asked["rank"], max_ranks(scheme, group_shape(layer)), f"{where}: rank"),
+        calibrated=_calibrated(asked["calibrated"], layer, where),
+    )
+
+
+def _read_rank(value: Any, limits: tuple[int, ...], where: str) -> int | tuple[int, int]:
+    if len(limits) == 1:
+        return _whole(value, limits[0], where)
+    if not isinstance(value, list) or len(value) != len(limits):
+        raise RecipeError(
+            f"{where} must be a list of {len(limits)} whole numbers, not {value!r}", hint="correct the value"
+        )
+    return plain(tuple(_whole(rank, limit, where) for rank, limit in zip(value, limits, strict=True)))
+
+
+def _read_weights(value: Any, layer: Layer, where: str) -> WeightsPlan | None:
+    if value is None:
+        return None
+    asked = _object(value, ("scheme", "bits", "calibrated"), where)
+    return WeightsPlan(
+        scheme=_scheme(asked["scheme"], CLUSTER_SCHEMES, where),
+        bits=_whole(asked["bits"], 8, f"{where}: bits"),
+        calibrated=_calibrated(asked["calibrated"], layer, where),
+    )
+
+
+def _scheme(value: Any, allowed: Sequence[str], where: str) -> str:
+    """Return the name of a scheme; a stage is left out with ``null``, not with ``"none"``."""
+    schemes = [scheme for scheme in allowed if scheme != "none"]
+    if value not in schemes:
+        raise RecipeError(
+            f"{where}: scheme must be one of {', '.join(schemes)}, not {value!r}",
+            hint="correct the scheme, or write null in place of the whole object",
+        )
+    return str(value)
+
+
+def _whole(value: Any, most: int, where: str) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise RecipeError(f"{where} must be a whole number from 1 to {most}, not {value!r}", hint="correct the value")
+    return value
+
+
+def _calibrated(value: Any, layer: Layer, where: str) -> bool:
+    if not isinstance(value, bool):
+        raise RecipeError(f"{where}: calibrated must be true or false, not {value!r}", hint="correct the value")
+    if value and not layer.takes_moments:
+        raise RecipeError(
+            f"{where}: a {layer.op} layer such as this one is never calibrated", hint="set calibrated to false"
+        )
+    return value
