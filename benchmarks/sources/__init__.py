@@ -1,0 +1,1 @@
+"""The tables of the sources, one module each; ``benchmarks/seeds.py`` prints them."""
