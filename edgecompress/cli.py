@@ -132,7 +132,7 @@ def compress(
     factorize: Annotated[
         str | None,
         _what(
-            metavar="none|svd|svd_in|separable|tucker2|cp|auto",
+            metavar="none|svd|svd_in|svd_bias|separable|tucker2|cp|spectral|auto",
             help="Factorized form of Gemm, MatMul and Conv.  [default: none]",
         ),
     ] = None,
@@ -149,9 +149,22 @@ def compress(
     ] = None,
     energy: Annotated[
         float | None,
-        _what(metavar="SHARE", parser=_share("--energy"), help="svd: the rank that holds this share of the energy."),
+        _what(
+            metavar="SHARE",
+            parser=_share("--energy"),
+            help="svd, tucker2: ranks that hold this share of the energy.",
+        ),
     ] = None,
-    evbmf: Annotated[bool, _what("--evbmf", help="svd: the rank that variational Bayes finds (EVBMF).")] = False,
+    evbmf: Annotated[
+        bool, _what("--evbmf", help="svd, tucker2: ranks by variational Bayes (EVBMF).")
+    ] = False,
+    allocate: Annotated[
+        bool, _what("--allocate", help="--keep is the share of all factorized layers together, spent where it helps.")
+    ] = False,
+    budget_unit: Annotated[
+        str | None,
+        _what(metavar="parameters|macs", help="What --allocate counts.  [default: parameters]"),
+    ] = None,
     cluster: Annotated[
         str | None, _what(metavar="none|kmeans", help="Values of a tensor share a codebook.  [default: kmeans]")
     ] = None,
@@ -164,6 +177,12 @@ def compress(
     test_data: Annotated[Path | None, _data(metavar="DATA", help=_TEST_DATA)] = None,
     no_calibrate: Annotated[
         bool, _data("--no-calibrate", help="Solve from the weights alone; the data only tests.")
+    ] = False,
+    no_asymmetric: Annotated[
+        bool, _data("--no-asymmetric", help="Solve each layer by itself, not on what compressed layers before it give.")
+    ] = False,
+    no_bias_correction: Annotated[
+        bool, _data("--no-bias-correction", help="Do not set the mean and spread of outputs right at the end.")
     ] = False,
     shape: ShapeOption = None,
     threads: ThreadsOption = 1,
@@ -192,10 +211,16 @@ def compress(
             "evbmf": evbmf or None,
             "cluster": cluster,
             "bits": bits,
+            "allocate": allocate or None,
+            "budget_unit": budget_unit,
         },
         sources={"data": data, "test_data": test_data, "recipe": recipe, "plan": plan},
         shapes=shape or [],
-        calibrate=not no_calibrate,
+        methods={
+            "calibrate": not no_calibrate,
+            "asymmetric": not no_asymmetric,
+            "correct": not no_bias_correction,
+        },
         threads=threads,
         force=force,
         json=json,

@@ -23,7 +23,7 @@ from edgecompress.passes.run import run_pass
 from edgecompress.pipeline import LARGE_MODEL_BYTES, Request
 from edgecompress.pipeline import compress as run_compress
 from edgecompress.plan import make_plan
-from edgecompress.recipe import Recipe, Settings, read_recipe, with_overrides
+from edgecompress.recipe import Recipe, read_recipe, with_overrides
 from edgecompress.report import strict_json
 from edgecompress.report.model import Report, from_json, to_json
 from edgecompress.report.terminal import (
@@ -78,7 +78,7 @@ def compress(
     settings: Mapping[str, Any],
     sources: Mapping[str, Path | None],
     shapes: Sequence[str],
-    calibrate: bool,
+    methods: Mapping[str, bool],
     threads: int,
     force: bool,
     json: bool,
@@ -86,7 +86,7 @@ def compress(
     """Compress a model and print the summary, or the report as JSON."""
     given = [name for name, value in {"recipe": sources["recipe"], **settings}.items() if value is not None]
     if sources["plan"] is not None and given:
-        names = ", ".join(f"--{name}" for name in given)
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UsageError(f"--plan says everything already; it excludes {names}", hint="edit the plan, or leave it out")
     if is_container(model):
         raise ModelError(
@@ -94,11 +94,11 @@ def compress(
         )
     recipe = read_recipe(sources["recipe"]) if sources["recipe"] is not None else Recipe()
     request = Request(
-        recipe=with_overrides(recipe, Settings(**settings)),
+        recipe=with_overrides(recipe, settings),
         plan=sources["plan"],
         data=sources["data"],
         test_data=sources["test_data"],
-        calibrate=calibrate,
+        **methods,
         shapes=_shapes(shapes),
         force=force,
         command=shlex.join(["edgecompress", *sys.argv[1:]]),

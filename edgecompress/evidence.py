@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecompress.factorize.forms import Spectral
 from edgecompress.factorize.svd import spectrum
 from edgecompress.graph import Graph, constants, values_of
 from edgecompress.latency import LatencySamples, ratio, stability_warnings, summarize
@@ -28,6 +30,7 @@ from edgecompress.report.model import (
 if TYPE_CHECKING:
     from edgecompress.cluster.forms import Clustered
     from edgecompress.container import PackResult
+    from edgecompress.factorize.factors import Form
     from edgecompress.metrics import Comparison
     from edgecompress.model import Array, TensorSpec
     from edgecompress.plan import LayerPlan, Plan
@@ -43,7 +46,8 @@ _BLOCK_ROWS = 1 << 22
 class Outcome:
     """What became of the layers: the graph before and after factorizing, the constants that hold each layer now.
 
-    ``clusters`` and ``macs`` (multiply-accumulates of one run) are by constant.
+    ``forms`` are by layer, for those that are factorized; ``clusters`` and ``macs`` (multiply-accumulates of one run)
+    are by constant.
     """
 
     before: Graph
@@ -51,6 +55,7 @@ class Outcome:
     entries: Sequence[Layer | Skip]
     plan: Plan
     parts: Mapping[str, tuple[str, ...]]
+    forms: Mapping[str, Form]
     clusters: Mapping[str, Clustered]
     moments: Mapping[str, Moments]
     macs: Mapping[str, int | None]
@@ -90,13 +95,10 @@ def _layer_row(
     layer: Layer, plan: LayerPlan, outcome: Outcome, *, stored: Mapping[str, int], present: Mapping[str, Any]
 ) -> LayerRow:
     names = outcome.parts[layer.name]
-    parts = [_part(outcome, name, present) for name in names]
-    parameters = sum(part.size for part in parts)
-    touched = len(names) > 1 or names[0] in outcome.clusters
+    parameters = sum(math.prod(present[name].shape) for name in names)
     weight_db = output_db = None
-    if touched:
-        weight = read_weight(outcome.before, layer)
-        final = dense_of(parts, layer) if len(parts) > 1 else canonical(parts[0], layer)
+    if is_changed(outcome, layer):
+        weight, final = read_weight(outcome.before, layer), dense_weight(outcome, layer)
         weight_db = sqnr_db(*_energies(weight, final))
         if layer.name in outcome.moments:
             output_db = sqnr_db(*output_errors(weight, final, outcome.moments[layer.name]))
@@ -104,7 +106,7 @@ def _layer_row(
         name=layer.name,
         op=layer.op,
         scheme=_scheme(layer, plan, outcome),
-        rank=_rank(plan, names),
+        rank=_rank(plan, outcome),
         parameters_before=layer.parameters,
         parameters_after=parameters,
         stored_bytes=sum(_stored_bytes(name, outcome, stored, present) for name in names),
@@ -113,12 +115,32 @@ def _layer_row(
         reason=plan.reason,
         shape=layer.shape,
         macs_before=layer.macs,
-        macs_after=_sum([outcome.macs.get(name) for name in names]),
+        macs_after=_macs_after(layer, outcome),
     )
 
 
-def _part(outcome: Outcome, name: str, present: Mapping[str, Any]) -> Array:
-    return outcome.clusters[name].to_dense() if name in outcome.clusters else values_of(outcome.after, present[name])
+def is_changed(outcome: Outcome, layer: Layer) -> bool:
+    """Tell whether a layer is factorized or clustered."""
+    names = outcome.parts[layer.name]
+    return layer.name in outcome.forms or names[0] in outcome.clusters
+
+
+def dense_weight(outcome: Outcome, layer: Layer) -> Array:
+    """Return the canonical weight that a layer has now: its clusters looked up, its factors multiplied out."""
+    present = constants(outcome.after)
+    parts = [
+        outcome.clusters[name].to_dense() if name in outcome.clusters else values_of(outcome.after, present[name])
+        for name in outcome.parts[layer.name]
+    ]
+    form = outcome.forms.get(layer.name)
+    return canonical(parts[0], layer) if form is None else dense_of(parts, layer, form)
+
+
+def _macs_after(layer: Layer, outcome: Outcome) -> int | None:
+    """Return the multiply-accumulates of a layer's factors; a weight in its frequency form still multiplies whole."""
+    if isinstance(outcome.forms.get(layer.name), Spectral):
+        return layer.macs
+    return _sum([outcome.macs.get(name) for name in outcome.parts[layer.name]])
 
 
 def _sum(counts: Sequence[int | None]) -> int | None:
@@ -126,16 +148,16 @@ def _sum(counts: Sequence[int | None]) -> int | None:
     return sum(known) if len(known) == len(counts) else None
 
 
-def _rank(plan: LayerPlan, names: Sequence[str]) -> int | None:
-    """Return the rank of a form that has one; the two of a Tucker form are in its scheme."""
-    rank = plan.factorize.rank if plan.factorize is not None and len(names) > 1 else None
+def _rank(plan: LayerPlan, outcome: Outcome) -> int | None:
+    """Return the rank of a form that has one; where there are two, the scheme names them."""
+    rank = plan.factorize.rank if plan.factorize is not None and plan.layer in outcome.forms else None
     return rank if isinstance(rank, int) else None
 
 
 def _scheme(layer: Layer, plan: LayerPlan, outcome: Outcome) -> str:
     names = outcome.parts[layer.name]
     steps = []
-    if plan.factorize is not None and len(names) > 1:
+    if plan.factorize is not None and layer.name in outcome.forms:
         steps.append(f"{plan.factorize.scheme} rank {'x'.join(map(str, plan.factorize.ranks))}")
     sizes = [outcome.clusters[name].codebook.size for name in names if name in outcome.clusters]
     if sizes:
@@ -174,7 +196,7 @@ def layer_plots(outcome: Outcome) -> tuple[LayerPlot, ...]:
 def _plot(layer: Layer, outcome: Outcome, plan: LayerPlan) -> LayerPlot:
     weight = read_weight(outcome.before, layer)
     names = outcome.parts[layer.name]
-    whole = len(names) == 1
+    whole = layer.name not in outcome.forms
     codebook = outcome.clusters[names[0]].codebook if whole and names[0] in outcome.clusters else np.empty(0)
     side = min(weight.shape[0], layer.parameters // weight.shape[0])
     values = spectrum(weight) if layer.fixed_form is None and side <= _MAX_SPECTRUM_SIDE else np.empty(0)
@@ -183,7 +205,7 @@ def _plot(layer: Layer, outcome: Outcome, plan: LayerPlan) -> LayerPlot:
     return LayerPlot(
         name=layer.name,
         singular_values=tuple(float(value) for value in values),
-        rank=_rank(plan, names),
+        rank=_rank(plan, outcome),
         histogram_edges=tuple(float(edge) for edge in edges),
         histogram_counts=tuple(int(count) for count in counts),
         codebook=tuple(float(value) for value in codebook),

@@ -75,6 +75,74 @@ def _products(rows: Array, full: bool) -> Array:
     return np.asarray(np.einsum("pd,pd->d", rows, rows, dtype=np.float64))
 
 
+@dataclass(frozen=True)
+class PairedMoments:
+    """What flows into a layer of a compressed model, beside what flows into it in the original.
+
+    Shapes:
+        moments: of the compressed model's input ``q``
+        cross: ``mean(x q^T)``, ``(groups, d, d)``, with ``x`` the original's input; ``None`` where only the diagonal of
+            the moments is kept
+        source_mean: ``mean(x)``, ``(groups, d)``
+    """
+
+    moments: Moments
+    cross: Array | None
+    source_mean: Array
+
+
+def accumulate_pair(
+    pair: PairedMoments | None, layer: str, original: Array, compressed: Array, *, full: bool
+) -> PairedMoments:
+    """Add a batch of patches of both models, ``(positions, groups, d)`` each, taken at the same positions."""
+    moments = accumulate(pair.moments if pair else None, layer, compressed, full=full)
+    share = len(original) / moments.count
+    mean = original.mean(axis=0, dtype=np.float64) * share
+    cross = None
+    if full:
+        groups = range(original.shape[1])
+        with np.errstate(over="ignore", invalid="ignore"):
+            cross = np.stack([(original[:, g].T @ compressed[:, g]).astype(np.float64) for g in groups])
+        if not np.isfinite(cross).all():
+            wide = original.astype(np.float64), compressed.astype(np.float64)
+            cross = np.stack([wide[0][:, g].T @ wide[1][:, g] for g in groups])
+        cross /= moments.count
+    if pair is not None:
+        mean += pair.source_mean * (1.0 - share)
+        if cross is not None and pair.cross is not None:
+            cross += pair.cross * (1.0 - share)
+    return PairedMoments(moments, cross, mean)
+
+
+def centred_pair(pair: PairedMoments) -> PairedMoments:
+    """Return the covariances in place of the second moments."""
+    mean = pair.moments.mean
+    cross = pair.cross
+    if cross is not None and mean is not None:
+        cross = cross - pair.source_mean[:, :, None] * mean[:, None, :]
+    return PairedMoments(centred(pair.moments), cross, pair.source_mean)
+
+
+def refitted(weight: Array, pair: PairedMoments) -> Array:
+    """Return the weight that, on the compressed model's input ``q``, comes nearest to what ``weight`` gives on ``x``.
+
+    ``W* = (W mean(x q^T) + l W)(mean(q q^T) + l I)^-1`` minimises ``mean |W x - W* q|^2 + l |W* - W|^2`` with ``l`` 1 %
+    of the mean diagonal, the damping of ``regularised``: what a form of ``W*`` loses under ``regularised(mean(q q^T))``
+    is then exactly what it adds to that sum. ``weight`` is canonical; the result is float64 of the same shape. Where
+    only the diagonal is known, ``weight`` is returned as it is.
+    """
+    if pair.cross is None:
+        return weight
+    groups = pair.cross.shape[0]
+    rows = weight.astype(np.float64).reshape(groups, weight.shape[0] // groups, -1)
+    found = []
+    for own, cross, moment in zip(rows, pair.cross, pair.moments.second_moment, strict=True):
+        damped = regularised(moment)
+        excess = (damped - moment)[0, 0]  # l, or 1 for inputs that are always zero
+        found.append(np.linalg.solve(damped, (own @ cross + excess * own).T).T)
+    return np.stack(found).reshape(weight.shape)
+
+
 def regularised(second_moment: Array, damping: float = 0.01) -> Array:
     """Return ``second_moment + damping * mean(diagonal) * I`` for one ``(d, d)`` matrix.
 

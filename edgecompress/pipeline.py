@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,35 +13,36 @@ from threadpoolctl import threadpool_limits
 from edgecompress.calibrate import calibrate
 from edgecompress.container import pack
 from edgecompress.data import check_shapes, for_validation, split
+from edgecompress.decide import decide
 from edgecompress.devices import open_runner
 from edgecompress.errors import OutputError, RecipeError
-from edgecompress.evidence import Outcome, accuracy_of, latency_of, layer_plots, layer_rows, outputs_of
-from edgecompress.factorize.solve import best_form, spectral_rank
+from edgecompress.evidence import accuracy_of, latency_of, layer_plots, layer_rows, outputs_of
 from edgecompress.facts import caveats, doubts, model_facts, tool_facts
 from edgecompress.files import refuse_existing, sha256_of, staged_folder
 from edgecompress.graph import integer_limits, open_graph
 from edgecompress.layers import Layer, Skip, default_shapes, find_layers
 from edgecompress.model import load_model, model_digest, payload_bytes, signature, stored_bytes
 from edgecompress.orientation import read_weight
-from edgecompress.passes.factorize import factorize, solve_forms
 from edgecompress.passes.prepare import prepare
 from edgecompress.passes.run import run_pass
-from edgecompress.passes.weights import codebooks, solve_codebooks
-from edgecompress.plan import make_plan, plan_to_json, read_plan
-from edgecompress.recipe import DEFAULT_KEEP, Recipe, Settings, check_recipe, recipe_hash
+from edgecompress.passes.solve import Calibration
+from edgecompress.plan import plan_to_json
+from edgecompress.plan_file import read_plan
+from edgecompress.recipe import Recipe, check_recipe, recipe_hash
 from edgecompress.report.html import to_html
 from edgecompress.report.model import Report, Size, StageBytes, compression_ratio, to_json
 from edgecompress.save import save_model
+from edgecompress.sequential import Walk
+from edgecompress.stages import layers_in, run_cluster, run_correct, run_factorize, with_biases, write_clusters
 from edgecompress.validate import random_rows, rows_of, sample_feeds, validate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from contextlib import AbstractContextManager
 
-    from edgecompress.cluster.forms import Clustered
     from edgecompress.container import PackResult
     from edgecompress.data import DataSet
-    from edgecompress.factorize.sizes import FormName
+    from edgecompress.evidence import Outcome
     from edgecompress.graph import Graph
     from edgecompress.model import Array, Model, TensorSpec
     from edgecompress.moments import Moments
@@ -76,6 +78,8 @@ class Request:
     data: Path | None = None
     test_data: Path | None = None
     calibrate: bool = True
+    asymmetric: bool = True
+    correct: bool = True
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     force: bool = False
     command: str = "edgecompress.compress(...)"
@@ -123,34 +127,34 @@ def _compress(source: Path, out: Path, request: Request) -> Report:
     before = open_graph(prepared)
     free = {**default_shapes(before), **request.shapes}
     entries = find_layers(before, free)
-    layers = _layers(entries)
     given = _given_plan(case, entries, request)
-    moments = _calibrate(case, prepared, layers, request)
-    plan = given or _plan(case, before, entries, moments, request)
-    _check_untouched(before, layers, plan)
-    factorized, parts = _factorize(case, prepared, layers, plan, moments=moments, request=request)
-    clusters, final = _cluster(case, factorized, layers, plan, parts=parts, moments=moments, request=request)
+    moments = _calibrate(case, prepared, layers_in(entries), request)
+    with request.step("plan") as progress:
+        plan = given or decide(
+            request.recipe,
+            case.model,
+            before,
+            entries,
+            moments=moments,
+            data=case.calibration,
+            progress=progress,
+        )
+    _check_untouched(before, layers_in(entries), plan)
+
+    prepared, known = _known(case, prepared, plan, moments, request)
+    entries = find_layers(open_graph(prepared), free)
+    outcome = _solve(case, prepared, entries, plan, known, free=free, request=request)
+    final = write_clusters(outcome, case.feeds)
 
     with staged_folder(out, force=request.force) as staging:
         packed = _encode(final, staging, request)
         validation, latency = _prove(case, staging / CONTAINER_FILE, request)
-        after = open_graph(factorized)
-        outcome = Outcome(
-            before=before,
-            after=after,
-            entries=entries,
-            plan=plan,
-            parts=parts,
-            clusters=clusters,
-            moments=moments,
-            macs={layer.name: layer.macs for layer in _layers(find_layers(after, free))},
-        )
         rows = layer_rows(outcome, packed)
         digest = recipe_hash(request.recipe) if request.plan is None else sha256_of(request.plan)[:16]
         report = Report(
             tool=tool_facts(request.command, digest),
             model=model_facts(case.model),
-            size=_size(case.model, factorized, staging / MODEL_FILE, packed, plan),
+            size=_size(case.model, outcome.after.model, staging / MODEL_FILE, packed, plan),
             accuracy=accuracy_of(validation),
             outputs=outputs_of(validation.comparison),
             latency=latency,
@@ -193,37 +197,18 @@ def _open(source: Path, request: Request) -> _Case:
     )
 
 
-def _layers(entries: list[Layer | Skip]) -> list[Layer]:
-    return [entry for entry in entries if isinstance(entry, Layer)]
-
-
 def _given_plan(case: _Case, entries: list[Layer | Skip], request: Request) -> Plan | None:
     """Return the plan of ``--plan``; without one, check the recipe before anything long starts."""
     if request.plan is None:
         check_recipe(request.recipe, entries)
         return None
-    plan = read_plan(request.plan, model_sha256=model_digest(case.model), entries=entries)
+    plan = read_plan(request.plan, model_sha256=model_digest(case.model), entries=entries, opset=case.model.opset)
     if case.calibration is None and any(_is_calibrated(entry) for entry in plan.layers):
         raise RecipeError(
             f"{request.plan}: the plan has calibrated layers, which need data",
             hint=f"{'leave --no-calibrate out' if request.data else 'give --data'}, or set calibrated to false in it",
         )
     return plan
-
-
-def _plan(
-    case: _Case, graph: Graph, entries: list[Layer | Skip], moments: Mapping[str, Moments], request: Request
-) -> Plan:
-    def choose(layer: Layer, settings: Settings) -> tuple[FormName, tuple[int, ...]] | None:
-        weight = read_weight(graph, layer)
-        if settings.factorize == "auto":
-            return best_form(weight, settings.keep or DEFAULT_KEEP, moments.get(layer.name))
-        rank = spectral_rank(weight, energy=settings.energy)
-        return ("svd", (rank,)) if rank else None
-
-    digest = model_digest(case.model)
-    with request.step("plan"):
-        return make_plan(request.recipe, entries, model_sha256=digest, calibrated=bool(moments), choose=choose)
 
 
 def _check_untouched(graph: Graph, layers: list[Layer], plan: Plan) -> None:
@@ -245,39 +230,44 @@ def _calibrate(case: _Case, model: Model, layers: list[Layer], request: Request)
         return calibrate(model, layers, case.calibration, progress=progress)
 
 
-def _factorize(
-    case: _Case, model: Model, layers: list[Layer], plan: Plan, *, moments: Mapping[str, Moments], request: Request
-) -> tuple[Model, dict[str, tuple[str, ...]]]:
-    """Return the factorized model and, by layer, the constants that hold it now."""
-    parts: dict[str, tuple[str, ...]] = {layer.name: (layer.name,) for layer in layers}
-    if not any(entry.factorize for entry in plan.layers):
-        return model, parts
-    with request.step("factorize") as progress:
-        forms = solve_forms(open_graph(model), layers, plan, moments, progress=progress)
-        result, changes = run_pass(
-            model, "factorize", lambda graph: factorize(graph, _layers(find_layers(graph)), forms), case.feeds
-        )
-    parts.update({change.layer: change.tensors for change in changes})
-    return result, parts
+def _known(
+    case: _Case, model: Model, plan: Plan, moments: dict[str, Moments], request: Request
+) -> tuple[Model, Calibration]:
+    """Return the model with the biases that corrections need, and what calibration knows of it."""
+    if case.calibration is None:
+        return model, Calibration()
+    names: dict[str, str] = {}
+    if request.correct:
+        model, names = with_biases(model, plan, case.feeds)
+    return model, Calibration(
+        moments=moments,
+        biases=names,
+        walk=partial(Walk, model, case.calibration),
+        asymmetric=request.asymmetric,
+        correct=request.correct,
+    )
 
 
-def _cluster(
+def _solve(
     case: _Case,
     model: Model,
-    layers: list[Layer],
+    entries: list[Layer | Skip],
     plan: Plan,
+    known: Calibration,
     *,
-    parts: Mapping[str, tuple[str, ...]],
-    moments: Mapping[str, Moments],
+    free: Mapping[str, tuple[int, ...]],
     request: Request,
-) -> tuple[dict[str, Clustered], Model]:
-    """Return the clusters, keyed by the constant they replace, and the model that holds them."""
-    if not any(entry.weights for entry in plan.layers):
-        return {}, model
-    with request.step("cluster") as progress:
-        clusters = solve_codebooks(open_graph(model), layers, plan, parts, moments=moments, progress=progress)
-        result, _ = run_pass(model, "cluster", lambda graph: codebooks(graph, clusters), case.feeds)
-    return clusters, result
+) -> Outcome:
+    """Run the stages that the plan asks for."""
+    with request.step("factorize") as progress:
+        outcome = run_factorize(model, entries, plan, known, free=free, feeds=case.feeds, progress=progress)
+    if any(entry.weights for entry in plan.layers):
+        with request.step("cluster") as progress:
+            outcome = run_cluster(outcome, progress)
+    if known.correct and (outcome.forms or outcome.clusters):
+        with request.step("correct") as progress:
+            outcome = run_correct(outcome, known, feeds=case.feeds, progress=progress)
+    return outcome
 
 
 def _encode(model: Model, folder: Path, request: Request) -> PackResult:

@@ -23,6 +23,8 @@ DEFAULT_KEEP = 0.5
 DEFAULT_BITS = 5
 _OPS = (*FACTORIZABLE_OPS, "ConvTranspose", "LSTM", "GRU", "Gather")
 _SECTIONS = ("ops", "layers")
+BUDGET_UNITS = ("parameters", "macs")
+_BUDGET = ("allocate", "budget_unit")
 _SIZES = ("rank", "keep", "energy", "evbmf")
 
 
@@ -46,11 +48,17 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Settings by level; ``layers`` maps names or shell patterns (``layer1.*``) to settings, in file order."""
+    """Settings by level; ``layers`` maps names or shell patterns (``layer1.*``) to settings, in file order.
+
+    ``allocate``: ``keep`` of all layers is one budget, in ``budget_unit`` (``parameters`` or ``macs``), which the
+    factorized layers share, each getting what helps the model's output most; those with a size of their own keep it.
+    """
 
     everywhere: Settings = field(default_factory=Settings)
     ops: Mapping[str, Settings] = field(default_factory=dict)
     layers: Mapping[str, Settings] = field(default_factory=dict)
+    allocate: bool = False
+    budget_unit: str = "parameters"
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -71,11 +79,25 @@ def read_recipe(path: Path) -> Recipe:
     for op in sections["ops"]:
         if op not in _OPS:
             raise RecipeError(f"{path}: unknown operator {op!r} in [ops]", hint=did_you_mean(op, _OPS))
-    return Recipe(
-        everywhere=_settings(content, f"{path}", extra=_SECTIONS),
+    budget = {name: content.pop(name) for name in _BUDGET if name in content}
+    found = Recipe(
+        everywhere=_settings(content, f"{path}", extra=(*_SECTIONS, *_BUDGET)),
         ops={op: _settings(entry, f"{path}: [ops.{op}]") for op, entry in sections["ops"].items()},
         layers={name: _settings(entry, f"{path}: [layers.{name!r}]") for name, entry in sections["layers"].items()},
+        **budget,
     )
+    return _check_budget(found, f"{path}")
+
+
+def _check_budget(recipe: Recipe, where: str) -> Recipe:
+    """Return ``recipe`` if what it says of a budget can be done. Raises ``RecipeError``."""
+    if not isinstance(recipe.allocate, bool):
+        raise RecipeError(f"{where}: allocate must be true or false, not {recipe.allocate!r}", hint="correct the value")
+    _choice(recipe.budget_unit, BUDGET_UNITS, f"{where}: budget_unit")
+    other = [name for name in sizes_in(recipe.everywhere) if name != "keep"]
+    if recipe.allocate and other:
+        raise RecipeError(f"{where}: allocate and {other[0]} exclude each other", hint="give keep as the budget")
+    return recipe
 
 
 def _settings(entry: Mapping[str, Any], where: str, *, extra: Sequence[str] = ()) -> Settings:
@@ -101,8 +123,10 @@ def check_settings(settings: Settings, where: str) -> Settings:
         raise RecipeError(f"{where}: {' and '.join(given)} exclude each other", hint="give one of them")
     if settings.factorize == "none" and given:
         raise RecipeError(f"{where}: {given[0]} needs factorize", hint='set factorize to "svd"')
-    if settings.factorize not in (None, "svd") and set(given) & {"energy", "evbmf"}:
-        raise RecipeError(f"{where}: {given[0]} chooses the rank of svd only", hint='set factorize to "svd"')
+    if settings.factorize not in (None, "svd", "tucker2") and set(given) & {"energy", "evbmf"}:
+        raise RecipeError(
+            f"{where}: {given[0]} chooses the ranks of svd and tucker2 only", hint='set factorize to "svd" or "tucker2"'
+        )
     shares = {name: float(value) for name in ("keep", "energy") if (value := getattr(settings, name)) is not None}
     return replace(settings, **shares)  # type: ignore[arg-type]  # a TOML file may give the share 1 as an integer
 
@@ -132,13 +156,15 @@ def _whole(value: Any, least: int, most: int | None, where: str) -> None:
         raise RecipeError(f"{where} must be a whole number {span}, not {value!r}", hint="correct the value")
 
 
-def with_overrides(recipe: Recipe, overrides: Settings) -> Recipe:
-    """Return the recipe with command-line settings in place of those for all layers."""
-    given = {key: value for key, value in asdict(overrides).items() if value is not None}
+def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
+    """Return the recipe with the settings of a command line in place of its own for all layers; None is not given."""
+    given = {key: value for key, value in overrides.items() if value is not None}
+    budget = {key: given.pop(key) for key in _BUDGET if key in given}
     everywhere = recipe.everywhere
     if given.keys() & set(_SIZES) or given.get("factorize") == "none":
         everywhere = replace(everywhere, rank=None, keep=None, energy=None, evbmf=None)
-    return replace(recipe, everywhere=check_settings(replace(everywhere, **given), "options"))
+    everywhere = check_settings(replace(everywhere, **given), "options")
+    return _check_budget(replace(recipe, everywhere=everywhere, **budget), "options")
 
 
 def resolve(recipe: Recipe, layer: Layer) -> Settings:

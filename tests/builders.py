@@ -11,9 +11,11 @@ import onnx
 import onnx.parser
 from onnx import TensorProto, helper, numpy_helper
 
+from edgecompress.data import DataSet
 from edgecompress.graph import open_graph
 from edgecompress.inference import run_once
 from edgecompress.layers import Layer, Skip, find_layers
+from edgecompress.metrics import AUTO
 from edgecompress.model import Model
 from edgecompress.passes.run import run_pass
 
@@ -104,3 +106,21 @@ def if_model(then_w: Array, else_w: Array, *, outer: str = "", **weights: Array)
         helper.make_node("If", ["c"], ["y"], then_branch=branches[0], else_branch=branches[1])
     )
     return proto
+
+
+class Rows:
+    """A source of rows that are in memory."""
+
+    def __init__(self, **arrays):
+        self.arrays = arrays
+
+    def read(self, rows):
+        return {name: values[rows] for name, values in self.arrays.items()}
+
+    def origins(self, rows):
+        return set(rows)
+
+
+def data_of(**arrays):
+    count = len(next(iter(arrays.values())))
+    return DataSet("rows", Rows(**arrays), np.arange(count), None, AUTO)

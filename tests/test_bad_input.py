@@ -353,7 +353,9 @@ STAGES = {
 STOP = """
 import sys, time
 import edgecompress.pipeline as pipeline
-real = pipeline.{function}
+import edgecompress.stages as stages
+place = stages if "{function}" == "solve_codebooks" else pipeline
+real = place.{function}
 def stop(*arguments, **named):
     if "{function}" == "validate":  # with both models loaded
         def wait(*_):
@@ -363,7 +365,7 @@ def stop(*arguments, **named):
         return real(*arguments, **named)
     print("here", flush=True)
     time.sleep(60)
-pipeline.{function} = stop
+place.{function} = stop
 from edgecompress.cli import main
 sys.argv = ["edgecompress", *sys.argv[1:]]
 main()

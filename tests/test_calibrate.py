@@ -4,32 +4,13 @@ import itertools
 
 import numpy as np
 import pytest
-from builders import entries, layer, model, normal, parse, run
+from builders import data_of, entries, layer, model, normal, parse, run
 
 from edgecompress import calibrate as module
+from edgecompress import patches
 from edgecompress.calibrate import calibrate
-from edgecompress.data import DataSet
 from edgecompress.errors import DataError, ModelError
 from edgecompress.layers import Layer
-from edgecompress.metrics import AUTO
-
-
-class Rows:
-    """A source of rows that are in memory."""
-
-    def __init__(self, **arrays):
-        self.arrays = arrays
-
-    def read(self, rows):
-        return {name: values[rows] for name, values in self.arrays.items()}
-
-    def origins(self, rows):
-        return set(rows)
-
-
-def data_of(**arrays):
-    count = len(next(iter(arrays.values())))
-    return DataSet("rows", Rows(**arrays), np.arange(count), None, AUTO)
 
 
 def moments_of(source, **arrays):
@@ -132,14 +113,14 @@ def test_batches_give_what_one_batch_gives(monkeypatch):
     source = model("g (float[N, 3, 6, 6] x) => (float[N, M] y) { y = Conv(x, w) }", w=normal(4, 3, 3, 3))
     whole = moments_of(source, x=x)["w"]
     monkeypatch.setattr(module, "ACTIVATION_BUDGET_BYTES", 7 * 4 * 4 * 4 * 4)  # the output of seven rows
-    monkeypatch.setattr(module, "PATCH_BUDGET_BYTES", 27 * 4 * 5)  # five patches at a time
+    monkeypatch.setattr(patches, "PATCH_BUDGET_BYTES", 27 * 4 * 5)  # five patches at a time
     parts = moments_of(source, x=x)["w"]
     assert parts.count == whole.count == 50 * 16
     np.testing.assert_allclose(parts.second_moment, whole.second_moment, rtol=0, atol=1e-5)
 
 
 def test_many_positions_are_thinned_out_evenly(monkeypatch):
-    monkeypatch.setattr(module, "_MIN_POSITIONS", 500)
+    monkeypatch.setattr(patches, "_MIN_POSITIONS", 500)
     source = model("g (float[N, 1, 40, 40] x) => (float[N, M] y) { y = Conv(x, w) }", w=normal(2, 1, 1, 1))
     x = np.broadcast_to(np.arange(40, dtype=np.float32), (20, 1, 40, 40)).copy()
     found = moments_of(source, x=x)["w"]

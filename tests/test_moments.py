@@ -6,8 +6,11 @@ import pytest
 from edgecompress.moments import (
     Moments,
     accumulate,
+    accumulate_pair,
     centred,
+    centred_pair,
     output_errors,
+    refitted,
     regularised,
     regularised_diagonal,
     sqnr_db,
@@ -104,3 +107,86 @@ def test_moments_are_values():
     moments = Moments("w", np.ones((1, 2, 2)), 1)
     with pytest.raises(AttributeError):
         moments.count = 2
+
+
+def pair_of(positions=400, groups=1, width=5, seed=0):
+    generator = np.random.default_rng(seed)
+    x = generator.normal(size=(positions, groups, width)) + 1.0
+    q = 0.8 * x + 0.3 * generator.normal(size=x.shape) + 0.2
+    found = None
+    for rows in np.array_split(np.arange(positions), 3):
+        found = accumulate_pair(found, "w", x[rows].astype(np.float32), q[rows].astype(np.float32), full=True)
+    return found, x, q
+
+
+def test_a_pair_holds_the_moments_of_both_inputs():
+    pair, x, q = pair_of(groups=2)
+    for group in range(2):
+        # float32 products of 400 rows: 400 * 2^-24 of about 2 at most
+        np.testing.assert_allclose(pair.cross[group], x[:, group].T @ q[:, group] / len(x), rtol=0, atol=1e-4)
+    np.testing.assert_allclose(pair.moments.mean, q.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(pair.source_mean, x.mean(axis=0), rtol=1e-5)
+    covariances = centred_pair(pair)
+    for group in range(2):
+        expected = (x[:, group] - x[:, group].mean(0)).T @ (q[:, group] - q[:, group].mean(0)) / len(x)
+        np.testing.assert_allclose(covariances.cross[group], expected, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_the_refitted_weight_is_the_best_on_what_the_compressed_model_gives(centre):
+    pair, x, q = pair_of(groups=2)
+    if centre:
+        pair, x, q = centred_pair(pair), x - x.mean(axis=0), q - q.mean(axis=0)
+    weight = np.random.default_rng(1).normal(size=(6, 5))
+
+    def loss(candidate):
+        total = 0.0
+        for group, rows in enumerate((slice(0, 3), slice(3, 6))):
+            damping = 0.01 * np.mean(np.diagonal(pair.moments.second_moment[group]))
+            wrong = x[:, group] @ weight[rows].T - q[:, group] @ candidate[rows].T
+            total += np.mean(np.sum(wrong**2, axis=1)) + damping * np.sum((candidate[rows] - weight[rows]) ** 2)
+        return total
+
+    best = refitted(weight, pair)
+    assert loss(best) < 0.95 * loss(weight)
+    generator = np.random.default_rng(2)
+    for _ in range(20):
+        assert loss(best + 0.05 * generator.normal(size=best.shape)) > loss(best)
+
+
+def test_what_a_form_of_the_refitted_weight_loses_is_what_it_adds_to_the_loss():
+    pair, x, q = pair_of()
+    weight, form = (np.random.default_rng(seed).normal(size=(3, 5)) for seed in (3, 4))
+    best = refitted(weight, pair)
+    damped = regularised(pair.moments.second_moment[0])
+    excess = 0.01 * np.mean(np.diagonal(pair.moments.second_moment[0]))
+
+    def loss(candidate):
+        wrong = x[:, 0] @ weight.T - q[:, 0] @ candidate.T
+        return np.mean(np.sum(wrong**2, axis=1)) + excess * np.sum((candidate - weight) ** 2)
+
+    lost = np.trace((best - form) @ damped @ (best - form).T)
+    # the moments were summed in float32: 1e-5 of the loss
+    assert loss(form) - loss(best) == pytest.approx(lost, rel=1e-4)
+
+
+def test_without_errors_before_it_a_weight_stays_what_it_is():
+    _, x, _ = pair_of()
+    same = x.astype(np.float32)
+    pair = accumulate_pair(None, "w", same, same, full=True)
+    weight = np.random.default_rng(1).normal(size=(3, 5))
+    np.testing.assert_allclose(refitted(weight, pair), weight, rtol=0, atol=1e-6)
+
+
+def test_inputs_that_are_always_zero_leave_a_weight_as_it_is():
+    zeros = np.zeros((10, 1, 4), np.float32)
+    weight = np.random.default_rng(1).normal(size=(3, 4))
+    np.testing.assert_allclose(refitted(weight, accumulate_pair(None, "w", zeros, zeros, full=True)), weight)
+
+
+def test_with_the_diagonal_alone_a_weight_is_not_refitted():
+    _, x, q = pair_of()
+    pair = accumulate_pair(None, "w", x.astype(np.float32), q.astype(np.float32), full=False)
+    weight = np.ones((3, 5))
+    assert refitted(weight, pair) is weight
+    assert pair.cross is None

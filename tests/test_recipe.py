@@ -178,22 +178,22 @@ def test_a_size_for_all_layers_needs_something_that_factorizes(tmp_path):
 
 def test_options_replace_what_holds_for_all_layers(tmp_path):
     recipe = recipe_of(tmp_path, 'factorize = "svd"\nkeep = 0.3\nbits = 4\n[layers.fc_1]\nbits = 2')
-    found = with_overrides(recipe, Settings(rank=3, bits=6))
+    found = with_overrides(recipe, {"rank": 3, "bits": 6, "keep": None})
     assert resolve(found, FOUND["fc_2"]) == Settings(factorize="svd", rank=3, cluster="kmeans", bits=6)
     assert resolve(found, FOUND["fc_1"]).bits == 2
-    assert with_overrides(recipe, Settings()) == recipe
+    assert with_overrides(recipe, {"rank": None}) == recipe
 
 
 def test_factorize_none_as_an_option_drops_the_size_of_the_recipe(tmp_path):
     recipe = recipe_of(tmp_path, 'factorize = "svd"\nkeep = 0.3')
-    assert resolve(with_overrides(recipe, Settings(factorize="none")), FOUND["fc_1"]).factorize == "none"
+    assert resolve(with_overrides(recipe, {"factorize": "none"}), FOUND["fc_1"]).factorize == "none"
 
 
 def test_options_are_checked_as_recipes_are():
     with pytest.raises(RecipeError, match="options: rank and keep exclude each other"):
-        with_overrides(Recipe(), Settings(factorize="svd", rank=2, keep=0.5))
+        with_overrides(Recipe(), {"factorize": "svd", "rank": 2, "keep": 0.5})
     with pytest.raises(RecipeError, match="options: bits"):
-        with_overrides(Recipe(), Settings(bits=9))
+        with_overrides(Recipe(), {"bits": 9})
     with pytest.raises(RecipeError, match="needs factorize"):
         check_settings(Settings(factorize="none", rank=2), "here")
 
@@ -222,9 +222,32 @@ def test_one_and_one_point_zero_are_the_same_share(tmp_path):
         ('factorize = "svd"\nenergy = 1.5', "energy must be a share above 0 and at most 1, not 1.5"),
         ('factorize = "svd"\nevbmf = false', "evbmf must be true, not False"),
         ('factorize = "svd"\nenergy = 0.9\nkeep = 0.5', "keep and energy exclude each other"),
-        ('factorize = "separable"\nevbmf = true', "evbmf chooses the rank of svd only"),
+        ('factorize = "separable"\nevbmf = true', "evbmf chooses the ranks of svd and tucker2 only"),
     ],
 )
 def test_the_ways_to_choose_a_rank_exclude_each_other(tmp_path, text: str, message: str):
     with pytest.raises(RecipeError, match=message):
+        recipe_of(tmp_path, text)
+
+
+# --- one budget for all
+
+
+def test_a_recipe_may_ask_for_one_budget(tmp_path):
+    recipe = recipe_of(tmp_path, 'factorize = "separable"\nkeep = 0.4\nallocate = true\nbudget_unit = "macs"')
+    assert (recipe.allocate, recipe.budget_unit, recipe.everywhere.keep) == (True, "macs", 0.4)
+    assert with_overrides(recipe, {"allocate": None, "budget_unit": "parameters"}).budget_unit == "parameters"
+    assert with_overrides(Recipe(), {"allocate": True}).allocate
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("allocate = 1", "allocate must be true or false"),
+        ('allocate = true\nbudget_unit = "bytes"', "budget_unit must be one of parameters, macs"),
+        ("allocate = true\nrank = 3", "allocate and rank exclude each other"),
+    ],
+)
+def test_a_budget_that_makes_no_sense_is_refused(tmp_path, text, complaint):
+    with pytest.raises(RecipeError, match=complaint):
         recipe_of(tmp_path, text)

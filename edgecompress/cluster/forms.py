@@ -26,3 +26,7 @@ class Clustered:
     def to_dense(self) -> Array:
         """Return the weight that the indices stand for."""
         return np.asarray(self.codebook[self.indices])
+
+    def scaled(self, gain: float) -> Clustered:
+        """Return the clusters of ``gain`` times the weight; ``gain`` is positive."""
+        return Clustered((self.codebook * gain).astype(self.codebook.dtype), self.indices)
