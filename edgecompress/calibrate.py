@@ -24,6 +24,10 @@ ACTIVATION_BUDGET_BYTES = 256 << 20
 MAX_FULL_DIMENSION = 4608
 """Above this width (170 MB in float64) only the diagonal of a moment is kept."""
 
+MOMENT_BUDGET_BYTES = 4 << 30
+"""How many bytes the moments of all layers may take. Where they would take more, the widest keep only the diagonal:
+solved in graph order, each layer still has its full moment, gathered when its turn comes."""
+
 Progress = Callable[[int, int], None]
 
 
@@ -33,7 +37,7 @@ def calibrate(
     """Return the moments of every Gemm, MatMul and Conv layer by name (those whose ``takes_moments`` is true).
 
     Memory is bounded by one batch of layer inputs (``ACTIVATION_BUDGET_BYTES``, at least one row), a block of patches
-    and the moments.
+    and the moments (``MOMENT_BUDGET_BYTES``).
     Convolutions see many positions per image: at most ``max(8192, 16 d)`` of them in all are used, evenly spaced, so
     that the result does not depend on chance.
 
@@ -47,12 +51,15 @@ def calibrate(
     inputs, _ = signature(model.proto)
     sources = {activation_name(layer, node) for layer in wanted for node in layer.nodes}
     session = open_session(model, sorted(sources - {spec.name for spec in inputs}))
+    full = _full_moments(wanted)
     moments: dict[str, Moments] = {}
     size = _rows_per_batch(model, session, data)
     for rows, feeds in batches(data, inputs, size):
         activations = {**feeds, **run_session(model, session, feeds)}
         for layer in wanted:
-            moments[layer.name] = _add_batch(moments.get(layer.name), layer, activations, (rows, data.rows))
+            known = moments.get(layer.name)
+            share = (rows.stop - rows.start) / data.rows
+            moments[layer.name] = _add_batch(known, layer, activations, share, full=layer.name in full)
         if progress:
             progress(min(rows.stop, data.rows), data.rows)
     return moments
@@ -81,18 +88,27 @@ def _rows_per_batch(model: Model, session: Any, data: DataSet) -> int:
     return max(1, min(256, ACTIVATION_BUDGET_BYTES // max(1, per_row)))
 
 
+def _full_moments(layers: Sequence[Layer]) -> set[str]:
+    """Return the layers whose moment is kept whole, the narrow ones first."""
+    names, left = set(), MOMENT_BUDGET_BYTES
+    for layer in sorted(layers, key=lambda layer: math.prod(layer.shape[1:])):
+        dimension = math.prod(layer.shape[1:])
+        left -= 8 * layer.groups * dimension**2
+        if dimension <= MAX_FULL_DIMENSION and left >= 0:
+            names.add(layer.name)
+    return names
+
+
 def _add_batch(
-    moments: Moments | None, layer: Layer, activations: Mapping[str, Array], share: tuple[slice, int]
+    moments: Moments | None, layer: Layer, activations: Mapping[str, Array], share: float, *, full: bool
 ) -> Moments:
-    """Add the positions of one batch, from every node that uses the layer."""
-    rows, total_rows = share
-    dimension = math.prod(layer.shape[1:])
-    quota = positions_wanted(layer, (rows.stop - rows.start) / max(1, total_rows))
+    """Add the positions of one batch, a ``share`` of all rows, from every node that uses the layer."""
+    quota = positions_wanted(layer, share)
     for node in layer.nodes:
         values = activations[activation_name(layer, node)]
         check_activation(layer, values)
         for block in patches(layer, node, values, quota):
-            moments = accumulate(moments, layer.name, block, full=dimension <= MAX_FULL_DIMENSION)
+            moments = accumulate(moments, layer.name, block, full=full)
     if moments is None:
         raise DataError(f"nothing flows into layer {layer.name!r} on the calibration data", hint="give more data")
     return moments

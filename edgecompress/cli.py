@@ -155,9 +155,7 @@ def compress(
             help="svd, tucker2: ranks that hold this share of the energy.",
         ),
     ] = None,
-    evbmf: Annotated[
-        bool, _what("--evbmf", help="svd, tucker2: ranks by variational Bayes (EVBMF).")
-    ] = False,
+    evbmf: Annotated[bool, _what("--evbmf", help="svd, tucker2: ranks by variational Bayes (EVBMF).")] = False,
     allocate: Annotated[
         bool, _what("--allocate", help="--keep is the share of all factorized layers together, spent where it helps.")
     ] = False,

@@ -48,9 +48,7 @@ def decide(
     if recipe.allocate:
         forms = budget_forms(recipe, entries, opset=source.opset)
         if not forms:
-            raise RecipeError(
-                "allocate: no layer shares the budget", hint="add --factorize separable or another form"
-            )
+            raise RecipeError("allocate: no layer shares the budget", hint="add --factorize separable or another form")
         allocation = allocate_ranks(
             graph.model,
             graph,

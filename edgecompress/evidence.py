@@ -17,6 +17,7 @@ from edgecompress.layers import Layer, Skip
 from edgecompress.moments import Moments, output_errors, sqnr_db
 from edgecompress.orientation import canonical, read_weight
 from edgecompress.passes.factorize import dense_of
+from edgecompress.passes.weights import scheme_of
 from edgecompress.report.model import (
     UNTOUCHED,
     Accuracy,
@@ -28,13 +29,13 @@ from edgecompress.report.model import (
 )
 
 if TYPE_CHECKING:
-    from edgecompress.cluster.forms import Clustered
     from edgecompress.container import PackResult
     from edgecompress.factorize.factors import Form
     from edgecompress.metrics import Comparison
     from edgecompress.model import Array, TensorSpec
     from edgecompress.plan import LayerPlan, Plan
     from edgecompress.validate import Validation
+    from edgecompress.values import Values
 
 _PLOTTED_LAYERS = 6
 _HISTOGRAM_BINS = 80
@@ -56,7 +57,7 @@ class Outcome:
     plan: Plan
     parts: Mapping[str, tuple[str, ...]]
     forms: Mapping[str, Form]
-    clusters: Mapping[str, Clustered]
+    clusters: Mapping[str, Values]
     moments: Mapping[str, Moments]
     macs: Mapping[str, int | None]
 
@@ -159,9 +160,7 @@ def _scheme(layer: Layer, plan: LayerPlan, outcome: Outcome) -> str:
     steps = []
     if plan.factorize is not None and layer.name in outcome.forms:
         steps.append(f"{plan.factorize.scheme} rank {'x'.join(map(str, plan.factorize.ranks))}")
-    sizes = [outcome.clusters[name].codebook.size for name in names if name in outcome.clusters]
-    if sizes:
-        steps.append(f"kmeans {'+'.join(str(size) for size in sorted(set(sizes), reverse=True))}")
+    steps += dict.fromkeys(scheme_of(outcome.clusters[name]) for name in names if name in outcome.clusters)
     return ", ".join(steps) or UNTOUCHED
 
 
@@ -170,7 +169,8 @@ def _stored_bytes(name: str, outcome: Outcome, stored: Mapping[str, int], presen
     form = outcome.clusters.get(name)
     if form is None:
         return stored.get(name, int(values_of(outcome.after, present[name]).nbytes))
-    return stored.get(f"{name}.indices", form.indices.nbytes) + stored.get(f"{name}.codebook", form.codebook.nbytes)
+    parts = vars(form).items()  # codebook and indices, or step and codes
+    return sum(stored.get(f"{name}.{part}", array.nbytes) for part, array in parts)
 
 
 def _energies(weight: Array, final: Array) -> tuple[float, float]:
@@ -197,7 +197,8 @@ def _plot(layer: Layer, outcome: Outcome, plan: LayerPlan) -> LayerPlot:
     weight = read_weight(outcome.before, layer)
     names = outcome.parts[layer.name]
     whole = layer.name not in outcome.forms
-    codebook = outcome.clusters[names[0]].codebook if whole and names[0] in outcome.clusters else np.empty(0)
+    few = outcome.clusters.get(names[0]) if whole else None
+    codebook = np.empty(0) if few is None else np.unique(few.to_dense())
     side = min(weight.shape[0], layer.parameters // weight.shape[0])
     values = spectrum(weight) if layer.fixed_form is None and side <= _MAX_SPECTRUM_SIDE else np.empty(0)
     sample = weight.reshape(-1)[:: max(1, weight.size >> 22)]

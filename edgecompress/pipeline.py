@@ -33,7 +33,7 @@ from edgecompress.report.html import to_html
 from edgecompress.report.model import Report, Size, StageBytes, compression_ratio, to_json
 from edgecompress.save import save_model
 from edgecompress.sequential import Walk
-from edgecompress.stages import layers_in, run_cluster, run_correct, run_factorize, with_biases, write_clusters
+from edgecompress.stages import layers_in, run_stages, with_biases
 from edgecompress.validate import random_rows, rows_of, sample_feeds, validate
 
 if TYPE_CHECKING:
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
     from edgecompress.container import PackResult
     from edgecompress.data import DataSet
-    from edgecompress.evidence import Outcome
     from edgecompress.graph import Graph
     from edgecompress.model import Array, Model, TensorSpec
     from edgecompress.moments import Moments
@@ -143,8 +142,8 @@ def _compress(source: Path, out: Path, request: Request) -> Report:
 
     prepared, known = _known(case, prepared, plan, moments, request)
     entries = find_layers(open_graph(prepared), free)
-    outcome = _solve(case, prepared, entries, plan, known, free=free, request=request)
-    final = write_clusters(outcome, case.feeds)
+    with request.step("compress layers") as progress:
+        final, outcome = run_stages(prepared, entries, plan, known, free=free, feeds=case.feeds, progress=progress)
 
     with staged_folder(out, force=request.force) as staging:
         packed = _encode(final, staging, request)
@@ -246,28 +245,6 @@ def _known(
         asymmetric=request.asymmetric,
         correct=request.correct,
     )
-
-
-def _solve(
-    case: _Case,
-    model: Model,
-    entries: list[Layer | Skip],
-    plan: Plan,
-    known: Calibration,
-    *,
-    free: Mapping[str, tuple[int, ...]],
-    request: Request,
-) -> Outcome:
-    """Run the stages that the plan asks for."""
-    with request.step("factorize") as progress:
-        outcome = run_factorize(model, entries, plan, known, free=free, feeds=case.feeds, progress=progress)
-    if any(entry.weights for entry in plan.layers):
-        with request.step("cluster") as progress:
-            outcome = run_cluster(outcome, progress)
-    if known.correct and (outcome.forms or outcome.clusters):
-        with request.step("correct") as progress:
-            outcome = run_correct(outcome, known, feeds=case.feeds, progress=progress)
-    return outcome
 
 
 def _encode(model: Model, folder: Path, request: Request) -> PackResult:

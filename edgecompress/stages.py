@@ -1,24 +1,23 @@
-"""The stages between the plan and the file: factorize, cluster, correct. Each solves first and rewrites then."""
+"""The stages between the plan and the file: every layer is solved first, then the graph is rewritten."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
 from typing import TYPE_CHECKING
 
-from edgecompress.evidence import Outcome, dense_weight, is_changed
-from edgecompress.graph import constants, open_graph, values_of
+from edgecompress.evidence import Outcome
+from edgecompress.graph import constants, open_graph
 from edgecompress.layers import Layer, Skip, find_layers
 from edgecompress.passes.biases import add_biases, bias_names, set_constants
 from edgecompress.passes.factorize import factorize
 from edgecompress.passes.run import run_pass
-from edgecompress.passes.solve import Calibration, solve_corrections, solve_forms
-from edgecompress.passes.weights import codebooks, solve_codebooks
+from edgecompress.passes.solve import Calibration, Solution, solve_layers
+from edgecompress.passes.weights import values_as_stored, write_values
 
 if TYPE_CHECKING:
     from edgecompress.model import Array, Model
     from edgecompress.plan import LayerPlan, Plan
+    from edgecompress.values import Values
 
     Feeds = Mapping[str, Array] | None
     Progress = Callable[[int, int], None] | None
@@ -47,7 +46,7 @@ def _absorbs_bias(entry: LayerPlan) -> bool:
     return entry.factorize is not None and entry.factorize.scheme == "svd_bias"
 
 
-def run_factorize(
+def run_stages(
     model: Model,
     entries: Sequence[Layer | Skip],
     plan: Plan,
@@ -56,61 +55,49 @@ def run_factorize(
     free: Mapping[str, tuple[int, ...]],
     feeds: Feeds,
     progress: Progress,
-) -> Outcome:
-    """Factorize as the plan says; ``free`` gives the input shapes that MACs are counted for."""
+) -> tuple[Model, Outcome]:
+    """Do what the plan says; return the final model and what became of the layers.
+
+    ``free`` gives the input shapes that MACs are counted for.
+    """
     before, layers = open_graph(model), layers_in(entries)
-    forms = solve_forms(before, layers, plan, known, progress=progress)
+    found = solve_layers(before, layers, plan, known, progress=progress)
+    forms = {name: solution.form for name, solution in found.items() if solution.form is not None}
     result, changes = run_pass(
         model, "factorize", lambda graph: factorize(graph, layers_in(find_layers(graph)), forms), feeds
     )
-    parts = {layer.name: (layer.name,) for layer in layers}
+    biases = {known.biases[name]: each.bias for name, each in found.items() if each.bias is not None}
+    result, _ = run_pass(result, "correct", lambda graph: set_constants(graph, biases), feeds)
+    parts: dict[str, tuple[str, ...]] = {layer.name: (layer.name,) for layer in layers}
+    parts |= {change.layer: change.tensors for change in changes if change.layer in parts}
     after = open_graph(result)
-    return Outcome(
+    outcome = Outcome(
         before=before,
         after=after,
         entries=entries,
         plan=plan,
-        parts=parts | {change.layer: change.tensors for change in changes if change.layer in parts},
+        parts=parts,
         forms=forms,
-        clusters={},
+        clusters=_by_constant(layers, found, parts, constants(after)),
         moments=known.moments,
         macs={layer.name: layer.macs for layer in layers_in(find_layers(after, free))},
     )
+    final, _ = run_pass(result, "cluster", lambda graph: write_values(graph, outcome.clusters), feeds)
+    return final, outcome
 
 
-def run_cluster(outcome: Outcome, progress: Progress) -> Outcome:
-    """Find the clusters that the plan asks for; the graph holds them only once they are written."""
-    clusters = solve_codebooks(
-        outcome.after,
-        layers_in(outcome.entries),
-        outcome.plan,
-        outcome.parts,
-        moments=outcome.moments,
-        progress=progress,
-    )
-    return replace(outcome, clusters=clusters)
-
-
-def run_correct(outcome: Outcome, known: Calibration, *, feeds: Feeds, progress: Progress) -> Outcome:
-    """Set the outputs of the layers right: in the biases, and by a gain in what of each layer is applied last."""
-    layers = layers_in(outcome.entries)
-    dense = {layer.name: partial(dense_weight, outcome, layer) for layer in layers if is_changed(outcome, layer)}
-    present, clusters = constants(outcome.after), dict(outcome.clusters)
-    values: dict[str, Array] = {}
-    for layer, correction in solve_corrections(outcome.before, layers, dense, known, progress=progress).items():
-        last = outcome.parts[layer][-1]
-        if last in clusters:
-            clusters[last] = clusters[last].scaled(correction.gain)
-        elif layer in dense:
-            factor = values_of(outcome.after, present[last])
-            values[last] = (factor * correction.gain).astype(factor.dtype)
-        if correction.bias is not None:
-            values[known.biases[layer]] = correction.bias
-    model, _ = run_pass(outcome.after.model, "correct", lambda graph: set_constants(graph, values), feeds)
-    return replace(outcome, after=open_graph(model), clusters=clusters)
-
-
-def write_clusters(outcome: Outcome, feeds: Feeds) -> Model:
-    """Return the model with its clusters as codebooks and indices."""
-    model, _ = run_pass(outcome.after.model, "cluster", lambda graph: codebooks(graph, outcome.clusters), feeds)
-    return model
+def _by_constant(
+    layers: Sequence[Layer],
+    found: Mapping[str, Solution],
+    parts: Mapping[str, tuple[str, ...]],
+    present: Mapping[str, Array],
+) -> dict[str, Values]:
+    """Return the values of layers and factors by the constant that holds them, shaped as it is."""
+    clusters = {}
+    for layer in layers:
+        for name, values in zip(
+            parts[layer.name], found[layer.name].values if layer.name in found else (), strict=False
+        ):
+            if values is not None:
+                clusters[name] = values_as_stored(values, layer, tuple(present[name].shape))
+    return clusters

@@ -346,7 +346,7 @@ def test_outputs_that_wait_on_a_full_disk_are_an_error(full_disk, tmp_path, monk
 
 STAGES = {
     "calibrate": "calibrate",
-    "cluster": "solve_codebooks",
+    "solve": "solve_layers",
     "validate": "validate",
     "report": "to_html",
 }
@@ -354,7 +354,7 @@ STOP = """
 import sys, time
 import edgecompress.pipeline as pipeline
 import edgecompress.stages as stages
-place = stages if "{function}" == "solve_codebooks" else pipeline
+place = stages if "{function}" == "solve_layers" else pipeline
 real = place.{function}
 def stop(*arguments, **named):
     if "{function}" == "validate":  # with both models loaded
@@ -413,7 +413,7 @@ def stopped_in(model, data, own_tempdir, tmp_path) -> Iterator:
     ("stage", "number"),
     [
         ("calibrate", signal.SIGINT),
-        ("cluster", signal.SIGTERM),
+        ("solve", signal.SIGTERM),
         ("validate", signal.SIGINT),
         ("validate", signal.SIGTERM),
         ("report", signal.SIGHUP),

@@ -136,6 +136,14 @@ def test_a_wide_layer_keeps_only_the_diagonal(monkeypatch):
     np.testing.assert_allclose(found.second_moment, [np.mean(x.astype(float) ** 2, axis=0)], rtol=1e-5)
 
 
+def test_where_memory_is_short_the_widest_layers_keep_only_the_diagonal(monkeypatch):
+    body = "g (float[N, 6] x) => (float[N, 5] y) { a = MatMul(x, w1)  b = MatMul(a, w2)  y = MatMul(b, w3) }"
+    weights = {"w1": normal(6, 12, seed=1), "w2": normal(12, 4, seed=2), "w3": normal(4, 5, seed=3)}
+    monkeypatch.setattr(module, "MOMENT_BUDGET_BYTES", 8 * (6**2 + 4**2))
+    found = moments_of(model(body, **weights), x=normal(30, 6))
+    assert {name: each.is_full for name, each in found.items()} == {"w1": True, "w2": False, "w3": True}
+
+
 def test_layers_whose_moment_says_nothing_are_left_out():
     body = """g (int64[N] i, float[N, 2, 6] x) => (float[N, 6] e, float[2, N, 5] y)
     { e = Gather(table, i)  t = Transpose<perm=[1, 0, 2]>(x)  y = MatMul(t, stack) }"""

@@ -11,7 +11,7 @@ from edgecompress.layers import Layer, find_layers
 from edgecompress.moments import Moments, output_errors
 from edgecompress.orientation import read_weight
 from edgecompress.passes.factorize import factorize
-from edgecompress.passes.solve import Calibration, solve_forms
+from edgecompress.passes.solve import Calibration, solve_layers
 from edgecompress.plan import FactorizePlan, LayerPlan, Plan
 
 
@@ -99,7 +99,7 @@ def test_calibrated_forms_leave_less_of_the_output_than_plain_ones():
         errors = [
             output_errors(
                 read_weight(graph, found),
-                solve_forms(
+                solve_layers(
                     graph, [found], plan_for("w", rank=2, calibrated=calibrated), Calibration(moments={"w": moments})
                 )["w"].to_dense(),
                 moments,
@@ -114,23 +114,7 @@ def test_weights_that_are_not_finite_are_refused():
     w[0, 0] = np.nan
     source = model("g (float[N, 6] x) => (float[N, 5] y) { y = MatMul(x, w) }", w=w)
     with pytest.raises(ModelError, match="'w' holds 1 NaN"):
-        solve_forms(open_graph(source), [layer(source)], plan_for("w", rank=2), Calibration())
-
-
-def test_progress_counts_layers():
-    source = model(
-        "g (float[N, 6] x) => (float[N, 6] y) { h = MatMul(x, w)  y = MatMul(h, v) }", w=normal(6, 6), v=normal(6, 6)
-    )
-    seen = []
-    layers = [layer(source, "w"), layer(source, "v")]
-    solve_forms(
-        open_graph(source),
-        layers,
-        plan_for("w", "v", rank=1),
-        Calibration(),
-        progress=lambda done, total: seen.append((done, total)),
-    )
-    assert seen == [(1, 2), (2, 2)]
+        solve_layers(open_graph(source), [layer(source)], plan_for("w", rank=2), Calibration())
 
 
 def test_a_factorized_model_is_found_to_have_two_layers_per_layer():

@@ -176,14 +176,14 @@ def test_the_output_may_not_be_the_input(tmp_path) -> None:
 
 
 def test_a_wrong_rewrite_is_our_defect_and_names_the_pass(tmp_path, model, monkeypatch) -> None:
-    real = stages.codebooks
+    real = stages.write_values
 
     def wrong(graph, clusters):
         changes = real(graph, clusters)
         graph.surgeon.nodes[-1].inputs.reverse()
         return changes
 
-    monkeypatch.setattr(stages, "codebooks", wrong)
+    monkeypatch.setattr(stages, "write_values", wrong)
     with pytest.raises((PassError, ModelError), match=r"cluster|refuses"):
         compress(model, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -200,7 +200,7 @@ def test_every_long_stage_reports_its_progress(tmp_path, model) -> None:
 
     data = tiny.rows(tmp_path / "d.npz", 30)
     compress(model, tmp_path / "out", Request(data=data, step=step, recipe=recipe(factorize="svd")))
-    assert list(seen) == ["calibrate", "factorize", "cluster", "correct", "encode", "validate", "measure"]
+    assert list(seen) == ["calibrate", "compress layers", "encode", "validate", "measure"]
     for calls in seen.values():
         assert all(0 <= done <= total for done, total in calls)
         assert calls[-1][0] == calls[-1][1]

@@ -5,15 +5,15 @@ from functools import partial
 import numpy as np
 import onnx
 import pytest
-from builders import data_of, model, normal, run, weight_of
+from builders import data_of, model, normal, run
 
 from edgecompress.calibrate import calibrate
 from edgecompress.graph import open_graph
 from edgecompress.layers import Layer, find_layers
 from edgecompress.passes.biases import add_biases, bias_names, set_constants
 from edgecompress.passes.run import run_pass
-from edgecompress.passes.solve import Calibration, solve_corrections, solve_forms
-from edgecompress.plan import FactorizePlan, LayerPlan, Plan
+from edgecompress.passes.solve import Calibration, solve_layers
+from edgecompress.plan import FactorizePlan, LayerPlan, Plan, WeightsPlan
 from edgecompress.sequential import Walk
 
 DEEP = """g (float[N, 16] x) => (float[N, 16] y) {
@@ -50,17 +50,11 @@ def known(source, data, **options):
     return Calibration(moments=moments, biases=biases, walk=partial(Walk, source, data), **options)
 
 
-def compressed(source, data, **options):
-    """The model with every weight replaced by its form, its biases by the corrected ones."""
+def compressed(source, data, entries=None, **options):
+    """The model with every weight replaced by what its solution multiplies out to, its biases by the corrected ones."""
     calibration = known(source, data, **options)
-    graph = open_graph(source)
-    forms = solve_forms(graph, layers_of(source), plan(), calibration)
-    dense = {name: form.to_dense for name, form in forms.items()}
-    found = solve_corrections(graph, layers_of(source), dense, calibration)
-    values = {
-        name: (form.to_dense() * (found[name].gain if name in found else 1.0)).astype(np.float32)
-        for name, form in forms.items()
-    }
+    found = solve_layers(open_graph(source), layers_of(source), entries or plan(), calibration)
+    values = {name: each.to_dense().astype(np.float32) for name, each in found.items() if each.is_changed}
     values |= {calibration.biases[name]: each.bias for name, each in found.items() if each.bias is not None}
     return with_values(source, values)
 
@@ -96,48 +90,67 @@ def test_corrected_outputs_have_the_mean_and_spread_of_the_original():
     assert after.var(axis=0).sum() == pytest.approx(before.var(axis=0).sum(), rel=1e-4)
 
 
-def test_corrections_mend_weights_that_shrink_and_shift():
+def test_corrections_mend_what_few_values_do_to_every_layer():
     source, x = deep(), inputs()
-    calibration = known(source, data_of(x=x), correct=True)
-    graph = open_graph(source)
-    noisy = {name: partial(lambda values: values, 0.8 * weight_of(source, name) + 0.02) for name in NAMES}
-    found = solve_corrections(graph, layers_of(source), noisy, calibration)
-    values = {name: noisy[name]() for name in NAMES}
-    mended = {name: values[name] * found[name].gain for name in NAMES}
-    mended |= {calibration.biases[name]: found[name].bias for name in NAMES}
-    damaged = output_error(source, with_values(source, values), x)
-    assert output_error(source, with_values(source, mended), x) < 0.3 * damaged
-    assert all(1.0 < found[name].gain < 2.0 for name in NAMES)
+    two = clusters_plan(bits=2)
+    damaged = output_error(source, compressed(source, data_of(x=x), two), x)
+    mended = output_error(source, compressed(source, data_of(x=x), two, correct=True), x)
+    assert mended < 0.8 * damaged
+
+
+def test_layers_clustered_on_what_clustered_layers_give_make_up_for_their_errors():
+    source, x = deep(), inputs()
+    calibration, test = data_of(x=x[:400]), x[400:]
+    two = clusters_plan(bits=2)
+    alone = output_error(source, compressed(source, calibration, two, correct=True), test)
+    together = output_error(source, compressed(source, calibration, two, correct=True, asymmetric=True), test)
+    assert together < 0.9 * alone
+
+
+def clusters_plan(bits, names=NAMES):
+    scheme = WeightsPlan(scheme="kmeans", bits=bits, calibrated=True)
+    layers = tuple(LayerPlan(layer=name, factorize=None, weights=scheme, reason=None) for name in names)
+    return Plan(schema_version=1, model_sha256="", layers=layers)
+
+
+def only(name, bits):
+    entries = clusters_plan(bits, (name,)).layers
+    entries += tuple(LayerPlan(layer=each, factorize=None, weights=None, reason="") for each in NAMES if each != name)
+    return Plan(schema_version=1, model_sha256="", layers=entries)
 
 
 def test_a_layer_left_alone_has_only_its_bias_corrected():
     source, x = deep(), inputs()
-    calibration = known(source, data_of(x=x), correct=True)
-    changed = {"w1": partial(np.asarray, 0.7 * weight_of(source, "w1"))}
-    found = solve_corrections(open_graph(source), layers_of(source), changed, calibration)
-    assert found["w1"].gain == pytest.approx(1 / 0.7, rel=1e-5)
-    assert found["w2"].gain == found["w3"].gain == 1.0
-    np.testing.assert_allclose(found["w3"].bias, weight_of(source, "b3"), rtol=0, atol=1e-5)  # w1 was mended whole
+    calibration = known(source, data_of(x=x), correct=True, asymmetric=True)
+    found = solve_layers(open_graph(source), layers_of(source), only("w1", 2), calibration)
+    assert found["w1"].is_changed
+    assert not found["w2"].is_changed
+    assert not found["w3"].is_changed
+    result = compressed(source, data_of(x=x), only("w1", 2), correct=True, asymmetric=True)
+    before, after = (run(each, x=x)["y"].astype(float).mean(axis=0) for each in (source, result))
+    np.testing.assert_allclose(after, before, rtol=0, atol=1e-4)
 
 
 def test_outputs_that_never_vary_get_no_gain():
     source = deep()
     calibration = known(source, data_of(x=np.zeros((20, 16), np.float32)), correct=True)
-    zeros = {"w1": partial(np.zeros, (16, 16), np.float32)}
-    assert solve_corrections(open_graph(source), layers_of(source), zeros, calibration)["w1"].gain == 1.0
+    found = solve_layers(open_graph(source), layers_of(source), only("w1", 3), calibration)["w1"]
+    plain = solve_layers(open_graph(source), layers_of(source), only("w1", 3), Calibration(moments=calibration.moments))
+    np.testing.assert_array_equal(found.to_dense(), plain["w1"].to_dense())
 
 
 def test_without_data_nothing_is_corrected():
     source = deep()
-    dense = {"w1": partial(weight_of, source, "w1")}
-    assert solve_corrections(open_graph(source), layers_of(source), dense, Calibration()) == {}
+    found = solve_layers(open_graph(source), layers_of(source), only("w1", 3), Calibration())
+    assert list(found) == ["w1"]
+    assert found["w1"].bias is None
 
 
 def test_layers_that_are_not_calibrated_are_solved_from_their_weights():
     source, x = deep(), inputs()
     graph = open_graph(source)
-    plain = solve_forms(graph, layers_of(source), plan(calibrated=False), Calibration())
-    among = solve_forms(graph, layers_of(source), plan(calibrated=False), known(source, data_of(x=x), asymmetric=True))
+    plain = solve_layers(graph, layers_of(source), plan(calibrated=False), Calibration())
+    among = solve_layers(graph, layers_of(source), plan(calibrated=False), known(source, data_of(x=x), asymmetric=True))
     for name in NAMES:
         np.testing.assert_array_equal(among[name].to_dense(), plain[name].to_dense())
 

@@ -4,19 +4,16 @@ import ml_dtypes
 import numpy as np
 import onnx
 import pytest
-from builders import apply, entries, if_model, layer, model, names, normal, parse, run, skip, weight_of
+from builders import apply, entries, if_model, model, names, normal, parse, run, skip, weight_of
 from onnx import helper, numpy_helper
 
 from edgecompress.errors import ModelError
-from edgecompress.factorize.solve import solve_layer
-from edgecompress.factorize.svd import plain_svd
 from edgecompress.graph import open_graph
-from edgecompress.layers import Layer, find_layers
-from edgecompress.moments import Moments, output_errors
-from edgecompress.orientation import canonical
-from edgecompress.passes.factorize import dense_of, factorize
+from edgecompress.layers import Layer
+from edgecompress.moments import Moments
 from edgecompress.passes.prepare import prepare
-from edgecompress.passes.weights import _importances, codebooks, solve_codebooks
+from edgecompress.passes.solve import Calibration, solve_layers
+from edgecompress.passes.weights import values_as_stored, write_values
 from edgecompress.plan import LayerPlan, Plan, WeightsPlan
 
 
@@ -30,20 +27,19 @@ def layers_of(source):
     return [entry for entry in entries(source).values() if isinstance(entry, Layer)]
 
 
-def solve(source, *, moments=None, parts=None, bits=2):
-    found = layers_of(source)
-    return solve_codebooks(
-        open_graph(source),
-        found,
-        plan_for(*(each.name for each in found), bits=bits, calibrated=moments is not None),
-        parts or {each.name: (each.name,) for each in found},
-        moments=moments or {},
-    )
+def solve(source, *, moments=None, bits=2):
+    """Return the clusters of every layer, shaped as its weight is stored."""
+    graph, found = open_graph(source), layers_of(source)
+    plan = plan_for(*(each.name for each in found), bits=bits, calibrated=moments is not None)
+    solved = solve_layers(graph, found, plan, Calibration(moments=moments or {}))
+    return {
+        each.name: values_as_stored(solved[each.name].values[0], each, tuple(each.constant.shape)) for each in found
+    }
 
 
 def cluster(source, feeds=None, **rest):
     forms = solve(source, **rest)
-    return apply(source, lambda graph: codebooks(graph, forms), feeds), forms
+    return apply(source, lambda graph: write_values(graph, forms), feeds), forms
 
 
 def decoded(result, name):
@@ -195,10 +191,7 @@ def test_a_model_that_is_compressed_already_is_reported_and_stays_as_it_is():
 def test_only_what_the_plan_names_is_clustered():
     body = "g (float[N, 6] x) => (float[N, 6] y) { h = MatMul(x, w)  y = MatMul(h, v) }"
     source = model(body, w=normal(6, 6), v=normal(6, 6))
-    forms = solve_codebooks(
-        open_graph(source), layers_of(source), plan_for("v"), {"w": ("w",), "v": ("v",)}, moments={}
-    )
-    assert list(forms) == ["v"]
+    assert list(solve_layers(open_graph(source), layers_of(source), plan_for("v"), Calibration())) == ["v"]
 
 
 def test_bfloat16_and_integer_weights_keep_their_bytes():
@@ -249,86 +242,14 @@ def test_importance_of_a_grouped_convolution_is_that_of_its_group():
     assert errors[:40].sum() < 0.5 * errors[40:].sum()
 
 
-PARTS = {
-    "matmul": "g (float[N, 6] x) => (float[A, B] y) { y = MatMul(x, w) }",
-    "left": "g (float[6, N] x) => (float[A, B] y) { y = MatMul(w, x) }",
-    "gemm": "g (float[N, 6] x) => (float[A, B] y) { y = Gemm<transB=1>(x, w) }",
-    "conv": "g (float[N, 2, 3] x) => (float[A, B, C] y) { y = Conv(x, w) }",
-    "groups": "g (float[N, 4, 3] x) => (float[A, B, C] y) { y = Conv<group=2>(x, w) }",
-}
-
-
-@pytest.mark.parametrize("full", [True, False])
-@pytest.mark.parametrize("factors", [True, False])
-@pytest.mark.parametrize("kind", PARTS)
-def test_importance_is_the_output_error_of_an_error_in_each_value(kind, factors, full):
-    """Every value is disturbed in turn; the energy at the output, by the second moment, must be its importance."""
-    if kind == "groups" and factors:
-        pytest.skip("factors of groups have no importances")
-    w = normal(8, 2, 3) if kind in ("conv", "groups") else normal(6, 8) if kind == "matmul" else normal(8, 6)
-    found = layer(model(PARTS[kind], w=w))
-    x = normal(50, found.groups, 6, seed=4) * np.logspace(0, 1, 6)
-    second = np.einsum("pga,pgb->gab", x, x) / 50
-    moments = Moments("w", second if full else np.diagonal(second, axis1=1, axis2=2).copy(), 50)
-    if factors:
-        form = plain_svd(canonical(w, found), 3)
-        turned = kind == "matmul"
-        parts = [form.right.T, form.left.T] if turned else [form.right, form.left]
-        if kind == "conv":
-            parts[1] = parts[1][..., None]
-    else:
-        parts = [w]
-
-    def dense(parts):
-        return dense_of(parts, found, form) if factors else canonical(parts[0], found)
-
-    for number, importance in enumerate(_importances(found, parts, moments)):
-        found_here = np.broadcast_to(importance, parts[number].shape)
-        expected = np.zeros(parts[number].shape)
-        for place in np.ndindex(expected.shape):
-            disturbed = [part.astype(np.float64) for part in parts]
-            exact = dense(disturbed).copy()
-            disturbed[number][place] += 1.0
-            expected[place] = output_errors(exact, dense(disturbed), moments)[1]
-        np.testing.assert_allclose(found_here, expected + 1e-3 * expected.mean(), rtol=1e-5)
-
-
-@pytest.mark.parametrize(("form", "ranks", "groups"), [("spectral", (6, 10), 1), ("svd", (3,), 2)])
-def test_coefficients_and_factors_of_groups_are_clustered_without_importances(form, ranks, groups):
-    w = normal(8 * groups, 6, 3, 3)
-    body = f"g (float[N, {6 * groups}, 5, 5] x) => (float[A, B, C, D] y) {{ y = Conv<group={groups}>(x, w) }}"
-    source = model(body, w=w)
-    found = solve_layer(form, w, ranks, None, groups=groups)
-
-    factorized = apply(source, lambda graph: factorize(graph, list(find_layers(graph)), {"w": found}))
-    parts = tuple(name for name in names(factorized, "initializer") if name.startswith("w."))
-    moments = Moments("w", np.ones((groups, 54)), 9)
-    values = [weight_of(factorized, name) for name in parts]
-    assert _importances(layer(source), values, moments) == [None] * len(parts)
-
-
-def test_a_factor_too_small_for_a_codebook_stays():
-    body = "g (float[N, 200] x) => (float[N, 2] y) { y = MatMul(x, w) }"
-    source = model(body, w=normal(200, 2))
-    form = plain_svd(normal(200, 2).T, 1)
-
-    def pass_(graph):
-        return factorize(graph, [each for each in find_layers(graph) if isinstance(each, Layer)], {"w": form})
-
-    low = apply(source, pass_)
-    forms = solve_codebooks(open_graph(low), [layer(source)], plan_for("w"), {"w": ("w.0", "w.1")}, moments={})
-    assert list(forms) == ["w.0"]
-
-
 def test_progress_counts_layers():
     body = "g (float[N, 6] x) => (float[N, 6] y) { h = MatMul(x, w)  y = MatMul(h, v) }"
     source, seen = model(body, w=normal(6, 6), v=normal(6, 6)), []
-    solve_codebooks(
+    solve_layers(
         open_graph(source),
         layers_of(source),
         plan_for("w", "v"),
-        {"w": ("w",), "v": ("v",)},
-        moments={},
+        Calibration(),
         progress=lambda done, total: seen.append((done, total)),
     )
     assert seen == [(1, 2), (2, 2)]

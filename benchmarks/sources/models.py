@@ -15,7 +15,7 @@ from edgecompress.model import Array, Model
 from edgecompress.orientation import read_weight, stored
 from edgecompress.passes.factorize import factorize
 from edgecompress.passes.run import Change, run_pass
-from edgecompress.passes.weights import codebooks
+from edgecompress.passes.weights import write_values
 
 if TYPE_CHECKING:
     from edgecompress.factorize.factors import Form
@@ -46,7 +46,7 @@ def clustered(model: Model, forms: Mapping[str, Clustered]) -> Model:
         name: Clustered(form.codebook, np.ascontiguousarray(stored(form.indices, layers[name])))
         for name, form in forms.items()
     }
-    return run_pass(model, "kmeans", lambda graph: codebooks(graph, turned), None)[0]
+    return run_pass(model, "kmeans", lambda graph: write_values(graph, turned), None)[0]
 
 
 def with_weights(model: Model, weights: Mapping[str, Array]) -> Model:

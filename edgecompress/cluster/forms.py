@@ -1,4 +1,4 @@
-"""The clustered forms of a weight."""
+"""The forms of a weight that has few values."""
 
 from __future__ import annotations
 
@@ -30,3 +30,24 @@ class Clustered:
     def scaled(self, gain: float) -> Clustered:
         """Return the clusters of ``gain`` times the weight; ``gain`` is positive."""
         return Clustered((self.codebook * gain).astype(self.codebook.dtype), self.indices)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Every weight is a small integer times a step: ``W = step * codes``, in the type of ``step``.
+
+    Shapes:
+        step: ``()``, or ``(C_out, 1, ..)`` with one step per output channel, in the weight's own type, positive
+        codes: the weight's shape, int8, -127 .. 127
+    """
+
+    step: Array
+    codes: NDArray[np.int8]
+
+    def to_dense(self) -> Array:
+        """Return the weight, computed as the operators Cast and Mul compute it."""
+        return np.asarray(self.codes.astype(self.step.dtype) * self.step)
+
+    def scaled(self, gain: float) -> Grid:
+        """Return the grid of ``gain`` times the weight; ``gain`` is positive."""
+        return Grid(np.asarray(self.step * gain, dtype=self.step.dtype), self.codes)

@@ -77,3 +77,29 @@ def with_factors(form: Form, arrays: Sequence[Array]) -> Form:
         return Grouped(cast("tuple[ChannelForm, ...]", tuple(parts)))
     changed: dict[str, Any] = dict(zip(_ORDER[type(form)], arrays, strict=True))
     return replace(form, **changed)
+
+
+def features(form: ChannelForm | AffineLowRank) -> Array:
+    """Return the map ``(m, d)`` from a flattened patch to what enters the last factor, seen as ``(O, m)``; float64."""
+    *others, last = factors(form)
+    first = others[0].reshape(len(others[0]), -1).astype(np.float64)
+    match form:
+        case Tucker2(core, _, in_factor):
+            wide = np.einsum("stk,ti->sik", core.reshape(*core.shape[:2], -1), in_factor, dtype=np.float64)
+            return np.asarray(wide.reshape(len(core), -1))
+        case CP(in_factor, vertical, horizontal, _):
+            wide = np.einsum("ri,ra,rb->riab", in_factor, vertical, horizontal, dtype=np.float64)
+            return np.asarray(wide.reshape(len(wide), -1))
+        case _:  # the last factor has the rest of the kernel, which passes through the first
+            points = last[0, 0].size
+            passed = np.einsum("rp,bc->rbpc", first, np.eye(points))
+            return np.asarray(passed.reshape(len(first) * points, -1))
+
+
+def first_columns(form: ChannelForm | AffineLowRank, moment: Array) -> Array:
+    """Return the mean moment ``(P, P)`` of what enters the first factor, seen as ``(rank, P)``, of a ``(d, d)`` one."""
+    first = factors(form)[0]
+    columns = first.size // len(first)
+    points = len(moment) // columns
+    blocks = moment.reshape(columns, points, columns, points)
+    return np.asarray(np.einsum("pbqb->pq", blocks) / points)

@@ -1,27 +1,31 @@
-"""Find what takes each layer's place, in graph order, and the gain and bias that set its outputs right."""
+"""Find what takes each layer's place, in graph order: its form, its few values, its gain and bias."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecompress.cluster.kmeans import kmeans
 from edgecompress.factorize.factors import factors, with_factors
 from edgecompress.factorize.forms import AffineLowRank
 from edgecompress.factorize.solve import solve_layer
 from edgecompress.graph import Graph, constants, values_of
-from edgecompress.moments import centred, centred_pair, refitted
+from edgecompress.moments import Moments, centred, centred_pair, refitted
 from edgecompress.orientation import bias_of, read_bias, read_weight, stored
+from edgecompress.plan import pays_off
+from edgecompress.values import quantise_form
 
 if TYPE_CHECKING:
     from edgecompress.factorize.factors import Form
     from edgecompress.layers import Layer
     from edgecompress.model import Array
-    from edgecompress.moments import Moments
-    from edgecompress.plan import Plan
+    from edgecompress.plan import LayerPlan, Plan, WeightsPlan
     from edgecompress.sequential import OutputMoments, Walk
+    from edgecompress.values import Values
 
     Progress = Callable[[int, int], None]
 
@@ -46,114 +50,142 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Correction:
-    """What sets a layer's outputs right: a ``gain`` of its weight, and new values of its bias where it has one."""
+class Solution:
+    """What a layer becomes: a form or none, the values of its factors (of its weight) or None, its new bias or None.
 
-    gain: float
-    bias: Array | None
+    ``form`` multiplies out to what the values say; ``values`` has one entry per factor, canonical.
+    """
+
+    form: Form | None
+    values: tuple[Values | None, ...]
+    bias: Array | None = None
+
+    @property
+    def is_changed(self) -> bool:
+        """Whether the weight is another one."""
+        return self.form is not None or self.values[0] is not None
+
+    def to_dense(self) -> Array:
+        """Return the canonical weight of a changed layer."""
+        if self.form is not None:
+            return self.form.to_dense()
+        assert self.values[0] is not None
+        return self.values[0].to_dense()
+
+    def scaled(self, gain: float) -> Solution:
+        """Return what gives ``gain`` times the weight: in the factor that is applied last."""
+        *others, last = self.values
+        scaled = None if last is None else last.scaled(gain)
+        if self.form is None:
+            return replace(self, values=(*others, scaled))
+        *arrays, array = factors(self.form)
+        array = (array * gain).astype(array.dtype) if scaled is None else scaled.to_dense()
+        return replace(self, form=with_factors(self.form, [*arrays, array]), values=(*others, scaled))
 
 
-def solve_forms(
+def solve_layers(
     graph: Graph, layers: Sequence[Layer], plan: Plan, known: Calibration, *, progress: Progress | None = None
-) -> dict[str, Form]:
-    """Find the factors of every layer that the plan factorizes. Raises ``ModelError`` for NaN or Inf weights.
+) -> dict[str, Solution]:
+    """Solve every layer that the plan changes, and the bias of every other one that an earlier change has put off.
 
     Calibrated layers are solved under the covariance of their input where a bias takes up the mean, else under its
     second moment. In the asymmetric case it is that of the model compressed so far, for the weight refitted to it, so
     that a layer makes up for the errors of those before it.
-    """
-    wanted = {entry.layer: entry.factorize for entry in plan.layers if entry.factorize is not None}
-    chosen = [layer for layer in layers if layer.name in wanted]
-    walk = known.walk(chosen) if known.walk is not None and known.asymmetric else None
-    forms: dict[str, Form] = {}
-    for layer in chosen:
-        asked = wanted[layer.name]
-        weight = read_weight(graph, layer)
-        moments, target = known.moments.get(layer.name) if asked.calibrated else None, weight
-        if walk is not None and moments is not None:
-            pair = walk.pair(layer)
-            pair = centred_pair(pair) if layer.name in known.biases else pair
-            moments, target = pair.moments, refitted(weight, pair).astype(weight.dtype)
-        elif moments is not None and layer.name in known.biases:
-            moments = centred(moments)
-        bias = read_bias(graph, layer)
-        form = solve_layer(asked.scheme, target, asked.ranks, moments, groups=layer.groups, bias=bias)
-        if walk is not None:
-            form = _settle(graph, layer, (weight, form), known, walk)
-        forms[layer.name] = form
-        if progress:
-            progress(len(forms), len(wanted))
-    return forms
-
-
-def _settle(graph: Graph, layer: Layer, found: tuple[Array, Form], known: Calibration, walk: Walk) -> Form:
-    """Put a form in a layer's place, its outputs set right; return the form, its gain included."""
-    weight, form = found
-    dense = form.to_dense().astype(weight.dtype)
-    values = {}
-    if isinstance(form, AffineLowRank):
-        absorbed: Any = bias_of(layer)
-        values[absorbed.name] = form.bias_to_dense().reshape(absorbed.shape).astype(weight.dtype)
-    elif known.correct:
-        correction = _correction(graph, layer, known, walk.outputs(layer, weight, dense))
-        form = scaled(form, correction.gain)
-        dense = form.to_dense().astype(weight.dtype)
-        if correction.bias is not None:
-            values[known.biases[layer.name]] = correction.bias
-    walk.settle(layer, {layer.name: stored(dense, layer), **values})
-    return form
-
-
-def scaled(form: Form, gain: float) -> Form:
-    """Return a form of ``gain`` times the weight."""
-    *others, last = factors(form)
-    return with_factors(form, [*others, (last * gain).astype(last.dtype)])
-
-
-def solve_corrections(
-    graph: Graph,
-    layers: Sequence[Layer],
-    dense: Mapping[str, Callable[[], Array]],
-    known: Calibration,
-    *,
-    progress: Progress | None = None,
-) -> dict[str, Correction]:
-    """Return, by layer, what gives its outputs the mean and the spread that they have in the original.
 
     Errors of the weights work like noise that is not correlated with the signal: they shrink the outputs and shift
-    them, and every layer adds to it. A gain per weight and a bias per output undo both, in closed form, at no cost. In
-    graph order, so that a layer's correction knows those before it. ``dense`` gives the canonical weight that each
-    changed layer has now; of the others only the bias is corrected.
+    them, and every layer adds to it. Where ``known.correct``, a gain per weight and a bias per output give the outputs
+    of each layer the mean and the spread back that they have in the original, in closed form and at no cost.
+
+    Raises ``ModelError`` for NaN or Inf weights.
     """
-    chosen = [layer for layer in layers if layer.name in dense or layer.name in known.biases]
-    if known.walk is None or not known.correct:
-        return {}
-    walk = known.walk(chosen)
-    found: dict[str, Correction] = {}
-    for layer in chosen:
-        weight = read_weight(graph, layer)
-        now = dense[layer.name]() if layer.name in dense else weight
-        correction = Correction(1.0, None)
-        if layer.takes_moments:
-            correction = _correction(graph, layer, known, walk.outputs(layer, weight, now), whole=layer.name in dense)
-        values = {layer.name: stored((now * correction.gain).astype(weight.dtype), layer)}
-        if correction.bias is not None:
-            values[known.biases[layer.name]] = correction.bias
-        walk.settle(layer, values)
-        found[layer.name] = correction
+    plans = {entry.layer: entry for entry in plan.layers}
+    changed = {name for name, entry in plans.items() if entry.factorize is not None or entry.weights is not None}
+    walked = known.walk is not None and (known.asymmetric or known.correct) and bool(changed)
+    chosen = [layer for layer in layers if layer.name in changed or (walked and layer.name in known.biases)]
+    walk = known.walk(chosen) if walked and known.walk is not None else None
+    found: dict[str, Solution] = {}
+    for number, layer in enumerate(chosen, start=1):
+        weight, entry = read_weight(graph, layer), plans[layer.name]
+        solution = Solution(None, (None,))
+        if layer.name in changed:
+            is_calibrated = any(stage and stage.calibrated for stage in (entry.factorize, entry.weights))
+            moments, target = _problem(layer, weight, known, walk) if is_calibrated else (None, weight)
+            solution = _solved(graph, layer, entry, target, moments)
+        if walk is not None:
+            solution = _settled(graph, layer, weight, solution, known=known, walk=walk)
+        found[layer.name] = solution
         if progress:
-            progress(len(found), len(chosen))
+            progress(number, len(chosen))
     return found
 
 
-def _correction(
-    graph: Graph, layer: Layer, known: Calibration, outputs: OutputMoments, *, whole: bool = True
-) -> Correction:
-    """Return the gain that gives outputs their variance back (1 where not ``whole``), and the bias for their mean."""
+def _problem(layer: Layer, weight: Array, known: Calibration, walk: Walk | None) -> tuple[Moments | None, Array]:
+    """Return the moments to solve a layer under, None without any, and the weight to come near to."""
+    moments, correctable = known.moments.get(layer.name), layer.name in known.biases
+    if moments is not None and walk is not None and known.asymmetric:
+        pair = walk.pair(layer)
+        pair = centred_pair(pair) if correctable else pair
+        return pair.moments, refitted(weight, pair).astype(weight.dtype)
+    return (centred(moments) if moments is not None and correctable else moments), weight
+
+
+def _solved(graph: Graph, layer: Layer, entry: LayerPlan, target: Array, moments: Moments | None) -> Solution:
+    """Return the form and the values that the plan asks for."""
+    form, values = None, entry.weights
+    if entry.factorize is not None:
+        used = moments if entry.factorize.calibrated else None
+        bias = read_bias(graph, layer)
+        scheme, ranks = entry.factorize.scheme, entry.factorize.ranks
+        form = solve_layer(scheme, target, ranks, used, groups=layer.groups, bias=bias)
+    if values is None:
+        return Solution(form, (None,) * (1 if form is None else len(factors(form))))
+    used = moments if values.calibrated else None
+    assign = partial(_assign, values)
+    if form is None:
+        return Solution(None, (assign(target, used),))
+    return Solution(*quantise_form(form, target, used, assign, pays_off=partial(_pays_off, values)))
+
+
+def _assign(asked: WeightsPlan, weight: Array, moments: Moments | None) -> Values:
+    """Return the few values of a canonical weight or factor."""
+    importance = None
+    if moments is not None:
+        diagonal = moments.diagonal
+        groups, columns = diagonal.shape
+        rows = np.broadcast_to(diagonal[:, None], (groups, len(weight) // groups, columns))
+        importance = rows.reshape(weight.shape)
+    return kmeans(weight, 2**asked.bits, importance)
+
+
+def _pays_off(asked: WeightsPlan, factor: Array) -> bool:
+    return pays_off(factor.size, factor.itemsize, asked.bits)
+
+
+def _settled(
+    graph: Graph, layer: Layer, weight: Array, solution: Solution, *, known: Calibration, walk: Walk
+) -> Solution:
+    """Put a solution in a layer's place, its outputs set right; return it with its gain and bias."""
+    now = solution.to_dense() if solution.is_changed else weight
+    values: dict[str, Array] = {}
+    if isinstance(solution.form, AffineLowRank):
+        absorbed: Any = bias_of(layer)
+        values[absorbed.name] = solution.form.bias_to_dense().reshape(absorbed.shape).astype(weight.dtype)
+    elif known.correct and layer.takes_moments:
+        outputs = walk.outputs(layer, weight, now)
+        gain = _gain(outputs) if solution.is_changed else 1.0
+        if solution.is_changed:
+            solution = solution.scaled(gain)
+            now = solution.to_dense()
+        if layer.name in known.biases:
+            bias = values_of(graph, constants(graph)[known.biases[layer.name]])
+            shift = outputs.means[0] - gain * outputs.means[1]
+            values[known.biases[layer.name]] = corrected = (bias + shift.reshape(bias.shape)).astype(bias.dtype)
+            solution = replace(solution, bias=corrected)
+    walk.settle(layer, {layer.name: stored(now.astype(weight.dtype), layer), **values})
+    return solution
+
+
+def _gain(outputs: OutputMoments) -> float:
+    """Return what gives the outputs their variance back, 1 where they never vary."""
     before, after = outputs.variances.sum(axis=1)
-    gain = float(np.clip(np.sqrt(before / after), *_GAINS)) if whole and before > 0 and after > 0 else 1.0
-    if layer.name not in known.biases:
-        return Correction(gain, None)
-    bias = values_of(graph, constants(graph)[known.biases[layer.name]])
-    shift = outputs.means[0] - gain * outputs.means[1]
-    return Correction(gain, (bias + shift.reshape(bias.shape)).astype(bias.dtype))
+    return float(np.clip(np.sqrt(before / after), *_GAINS)) if before > 0 and after > 0 else 1.0
