@@ -9,7 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from edgecompress.coding import canonical_codes, code_lengths, encode
+from edgecompress.coding import canonical_codes, encode
+from edgecompress.runtime.codes import code_lengths
 
 COUNTS = st.lists(st.one_of(st.just(0), st.integers(1, 50), st.integers(1, 10**12)), min_size=1, max_size=256)
 

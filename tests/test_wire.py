@@ -60,6 +60,22 @@ def test_the_element_width_is_that_of_the_data_type(data_type: str, width: int) 
     assert payload.data_type == getattr(TensorProto, data_type)
 
 
+def test_dims_are_those_of_the_tensor_if_its_values_are_all_there() -> None:
+    weight = raw("w", A.reshape(2, 3))
+    packed = b"\x0a\x02\x02\x03" + weight.SerializeToString()[4:]  # one field of two numbers, as some writers do
+    assert TensorProto.FromString(packed) == weight
+    short = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[2, 4], raw_data=A.tobytes())
+    for data, dims in ((packed, (2, 3)), (weight.SerializeToString(), (2, 3)), (short.SerializeToString(), ())):
+        main = graph([], [TensorProto(name="w")]).SerializeToString().replace(b"\x2a\x03B\x01w", field(5, data))
+        (payload,) = scan(b"\x08\x08" + field(7, main), "m").payloads
+        assert payload.dims == dims
+
+
+def field(number: int, data: bytes) -> bytes:
+    assert len(data) < 128
+    return bytes([number << 3 | 2, len(data)]) + data
+
+
 def test_values_whose_size_is_no_multiple_of_the_width_are_bytes() -> None:
     tensor = TensorProto(name="odd", data_type=TensorProto.FLOAT, dims=[1], raw_data=b"abcde")
     (payload,) = scan(model_bytes(graph([], [tensor])), "m").payloads

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from edgecompress.coding.bits import pack_bits
-from edgecompress.coding.huffman import MAX_LENGTH, canonical_codes, code_lengths, encode
+from edgecompress.coding.huffman import canonical_codes, encode
 
-__all__ = ["MAX_LENGTH", "canonical_codes", "code_lengths", "encode", "pack_bits"]
+__all__ = ["canonical_codes", "encode", "pack_bits"]

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, BinaryIO
 
-import numpy as np
-
-from edgecompress.container.planes import LANE_SYMBOLS, deflate
+from edgecompress.container.planes import deflate
+from edgecompress.container.tables import LANE_PHRASES
 from edgecompress.errors import ModelError
 from edgecompress.runtime.layout import (
     CRC_OFFSET,
@@ -20,6 +20,7 @@ from edgecompress.runtime.layout import (
     VERSION,
     Mode,
     Plane,
+    Table,
     meta_limit,
 )
 
@@ -31,17 +32,18 @@ if TYPE_CHECKING:
 
 @dataclass
 class Entry:
-    """A stream that was written; raw ones grow."""
+    """A stream that was written; raw ones grow. A copy has no planes, but a source and its rows."""
 
     count: int
     width: int
     planes: tuple[Plane, ...]
     crc: int
+    copy_of: tuple[int, int] | None = None
 
     @property
     def is_raw(self) -> bool:
         """Return whether the bytes are stored as they are."""
-        return self.width == 1 and self.planes[0].mode == Mode.RAW
+        return self.copy_of is None and self.width == 1 and self.planes[0].mode == Mode.RAW
 
 
 @dataclass
@@ -65,24 +67,25 @@ class Cut:
     stream: int | None = None
 
 
-def write_meta(out: BinaryIO, streams: list[Entry], files: list[tuple[Source, list[Cut], int]]) -> int:
+def write_meta(
+    out: BinaryIO, streams: list[Entry], tables: Sequence[Table], files: list[tuple[Source, list[Cut], int]]
+) -> int:
     """Write the meta block and the prefix; return the size of the file.
 
     Raises ``ModelError`` where the model has more of something than the format allows.
     """
     model = files[0][0].path
     _check_counts(model, streams, files)
-    meta = bytearray(_number(LANE_SYMBOLS))
-    meta += _number(len(streams))
-    for entry in streams:
-        meta += _stream_entry(entry)
+    meta = bytearray(_number(LANE_PHRASES))
+    meta += _number(len(tables)) + b"".join(_table_entry(table) for table in tables)
+    meta += _number(len(streams)) + b"".join(_stream_entry(entry, tables) for entry in streams)
     meta += _number(len(files))
     skeleton: list[bytes] = []
     for source, cuts, crc in files:
         meta += _file_entry(source, cuts, crc, skeleton)
     raw = bytes(meta) + b"".join(skeleton)
     _check_limit(model, "bytes outside of its weights", len(raw), MAX_META_BYTES)
-    stored = deflate(raw)
+    stored = _deflate_parts(raw, len(meta))
     offset = out.tell()
     _check_limit(model, "bytes outside of its weights", len(raw), meta_limit(len(stored), offset + len(stored)))
     out.write(stored)
@@ -93,10 +96,18 @@ def write_meta(out: BinaryIO, streams: list[Entry], files: list[tuple[Source, li
     return offset + len(stored)
 
 
+def _deflate_parts(raw: bytes, first: int) -> bytes:
+    """Return ``raw`` deflated, with codes of their own for its ``first`` bytes if that is smaller."""
+    engine = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
+    parts = engine.compress(raw[:first]) + engine.flush(zlib.Z_BLOCK) + engine.compress(raw[first:]) + engine.flush()
+    return min(parts, deflate(raw), key=len)
+
+
 def _check_counts(model: Path, streams: list[Entry], files: list[tuple[Source, list[Cut], int]]) -> None:
     """Raise ``ModelError`` where a reader would refuse the number of streams, segments or files."""
     segments = sum(_stream_of(cut) is not None for _, cuts, _ in files for cut in cuts)
-    _check_limit(model, "pieces of weights", len(streams) + segments, MAX_PIECES)
+    blocks = sum(len(plane.blocks) for entry in streams for plane in entry.planes)
+    _check_limit(model, "pieces of weights", len(streams) + blocks + segments, MAX_PIECES)
     _check_limit(model, "files", len(files), MAX_FILES)
 
 
@@ -114,16 +125,35 @@ def _stream_of(cut: Cut) -> int | None:
     return cut.group.stream if cut.group else cut.stream
 
 
-def _stream_entry(entry: Entry) -> bytes:
+def _table_entry(table: Table) -> bytes:
+    """Return the entry of a table in the meta block."""
+    head = _number(table.base) + _number(len(table.levels)) + _number(table.splits)
+    return head + (_number(table.common) if table.splits else b"") + table.levels
+
+
+def _stream_entry(entry: Entry, tables: Sequence[Table]) -> bytes:
     """Return the entry of a stream in the meta block."""
+    if entry.copy_of is not None:
+        return _number(entry.count) + _number(0) + b"".join(_number(number) for number in entry.copy_of)
     out = _number(entry.count) + _number(entry.width)
     for plane in entry.planes:
-        out += _number(plane.mode) + _number(plane.stored_bytes)
-        if plane.lengths is not None:
-            out += _number(plane.symbol_bits) + _number(plane.base) + _number(plane.lengths.size)
-            nibbles = np.append(plane.lengths, np.zeros(plane.lengths.size % 2, np.uint8))
-            out += (nibbles[::2] | nibbles[1::2] << 4).tobytes()
+        out += _number(plane.mode)
+        out += _huffman_entry(plane, tables) if plane.mode == Mode.HUFFMAN else _number(plane.stored_bytes)
     return out + entry.crc.to_bytes(4, "little")
+
+
+def _huffman_entry(plane: Plane, tables: Sequence[Table]) -> bytes:
+    """Return what the entry of a Huffman plane has after its mode."""
+    classes = plane.class_map
+    out = _number(1)
+    if classes is not None:
+        out = _number(classes.classes) + _number(len(classes.rows)) + _number(len(classes.columns))
+        out += classes.rows + classes.columns
+    for block in plane.blocks:
+        out += _number(block.table) + _number(block.stored_bytes)
+        if tables[block.table].splits:
+            out += _number(block.phrases)
+    return out
 
 
 def _file_entry(source: Source, cuts: list[Cut], crc: int, skeleton: list[bytes]) -> bytes:

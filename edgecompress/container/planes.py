@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import zlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgecompress.coding import code_lengths, encode, pack_bits
-from edgecompress.runtime.layout import SYMBOL_BITS, Mode, Plane
+from edgecompress.container.classes import fit_classes
+from edgecompress.container.tables import Tables, encode_block
+from edgecompress.runtime.layout import Block, ClassMap, Mode, Plane, Table
 
 Array = npt.NDArray[Any]
 
-LANE_SYMBOLS = 1024  # lengths of lanes cost about 0.2 %, a decoder has 1,000 steps at most for a small model
-_TABLE_OVERHEAD = 24  # bytes that a plane costs in the meta block besides its code lengths, about
 _SAMPLE_BYTES = 1 << 16
 _MIN_GAIN = 0.99  # what does not save 1 % is stored as it is, which is faster to read
+_CLASSES = (4, 6, 2)  # how many are tried, the last two only if the first one pays off
+_TABLE_BYTES = 8  # of a block and its table, besides the levels, of which several blocks share some
+_CLASS_BYTES = 4  # what a map takes besides the levels
+_LARGE = 1 << 21  # above, looking for classes takes long
 
 
 @dataclass(frozen=True)
@@ -35,10 +38,23 @@ class Coded:
         return self.width == 1 and self.planes[0].mode == Mode.RAW
 
 
-def code_stream(raw: bytes, width: int) -> Coded:
-    """Return the smallest coding found for ``raw``, the values of a tensor in elements of ``width`` bytes."""
+@dataclass(frozen=True)
+class _Plan:
+    """How to code a plane with Huffman: a table and the values for each class that has any; ``size`` is an estimate."""
+
+    size: float
+    blocks: tuple[tuple[Table, Array], ...]
+    class_map: ClassMap | None = None
+
+
+def code_stream(raw: bytes, width: int, tables: Tables, shape: tuple[int, int] | None = None) -> Coded:
+    """Return the smallest coding found for ``raw``, the values of a tensor in elements of ``width`` bytes.
+
+    ``shape`` is the number of rows and columns that the elements have, if any. New tables are added to ``tables``.
+    """
+    before = len(tables.entries)
     table = np.frombuffer(raw, np.uint8).reshape(-1, width)
-    coded = [_code_plane(np.ascontiguousarray(table[:, index])) for index in range(width)]
+    coded = [_code_plane(np.ascontiguousarray(table[:, index]), tables, shape) for index in range(width)]
     best = Coded(len(table), width, tuple(plane for plane, _ in coded), b"".join(data for _, data in coded))
     if len(best.blob) > _MIN_GAIN * len(raw):
         best = Coded(len(raw), 1, (Plane(Mode.RAW, len(raw)),), bytes(raw))
@@ -46,12 +62,14 @@ def code_stream(raw: bytes, width: int) -> Coded:
         data = deflate(raw)
         if len(data) < len(best.blob):
             best = Coded(len(raw), 1, (Plane(Mode.DEFLATE, len(data)),), data)
+    if best.planes[0].mode != Mode.HUFFMAN and best.width == 1:
+        tables.cut(before)
     return best
 
 
 def deflate(raw: bytes | memoryview) -> bytes:
     """Return ``raw`` as a raw DEFLATE stream (RFC 1951)."""
-    engine = zlib.compressobj(9, zlib.DEFLATED, -15)
+    engine = zlib.compressobj(9, zlib.DEFLATED, -15, 9)
     return engine.compress(raw) + engine.flush()
 
 
@@ -61,81 +79,77 @@ def _deflates_below(raw: bytes, ratio: float) -> bool:
     return len(zlib.compress(sample, 6)) < (1.0 if len(sample) == len(raw) else 0.98) * ratio * len(sample) + 16
 
 
-def _code_plane(symbols: Array) -> tuple[Plane, bytes]:
-    """Return the smallest of the raw bytes, a Huffman code (folded or not) and DEFLATE."""
-    raw = symbols.tobytes()
-    best = Plane(Mode.RAW, symbols.size), raw
-    huffman, size = _plan_huffman(symbols)
-    if huffman is not None and size < _MIN_GAIN * symbols.size:
-        plane, data = _huffman(symbols, huffman)
-        best = replace(plane, stored_bytes=len(data)), data
-    else:
-        size = symbols.size
-    if _deflates_below(raw, size / symbols.size):
+def _code_plane(values: Array, tables: Tables, shape: tuple[int, int] | None) -> tuple[Plane, bytes]:
+    """Return the smallest of the raw bytes, a Huffman code (with classes or not) and DEFLATE."""
+    raw = values.tobytes()
+    plan = _plan_huffman(values, tables, shape)
+    size = min(plan.size, values.size)
+    if _deflates_below(raw, size / values.size):
         data = deflate(raw)
-        if len(data) < min(size, symbols.size):
-            best = Plane(Mode.DEFLATE, len(data)), data
+        if len(data) < size:
+            return Plane(Mode.DEFLATE, len(data)), data
+    if plan.size < _MIN_GAIN * values.size:
+        return _huffman(plan, tables)
+    return Plane(Mode.RAW, values.size), raw
+
+
+def _plan_huffman(values: Array, tables: Tables, shape: tuple[int, int] | None) -> _Plan:
+    """Return the Huffman coding of least size."""
+    counts = np.bincount(values, minlength=256)
+    table, size = tables.choose(counts)
+    best = _Plan(size, ((table, values),))
+    if shape is None or values.size > _LARGE or np.count_nonzero(counts) < 2 or size > _MIN_GAIN * values.size:
+        return best
+    class_map, parts = _best_classes(values.reshape(*shape, -1), _entropy_bytes([values]))
+    if class_map is None:
+        return best
+    chosen = [(*tables.choose(np.bincount(part, minlength=256)), part) for part in parts]
+    size = _map_bytes(class_map) + sum(block_bytes for _, block_bytes, _ in chosen)
+    return min(best, _Plan(size, tuple((table, part) for table, _, part in chosen), class_map), key=lambda p: p.size)
+
+
+def _best_classes(runs: Array, least: float) -> tuple[ClassMap | None, list[Array]]:
+    """Return the map of classes by which ``runs`` take less than ``least`` bytes and the values of each, or None."""
+    best: tuple[ClassMap | None, list[Array]] = None, []
+    for classes in _CLASSES:
+        class_map, found = fit_classes(runs, classes)
+        parts = [runs[found == number].reshape(-1) for number in range(classes)]
+        parts = [part for part in parts if part.size]
+        size = _map_bytes(class_map) + _entropy_bytes(parts)
+        if size < least:
+            best, least = (class_map, parts), size
+        if best[0] is None:
+            break
     return best
 
 
-def fold(symbols: Array, base: int, symbol_bits: int) -> Array:
-    """Return ``8 / symbol_bits`` consecutive symbols, less ``base``, in each byte, the first one lowest."""
-    small = symbols - np.uint8(base)
-    if symbol_bits == 8:
-        return small
-    per_byte = 8 // symbol_bits
-    padded = np.zeros(-(-small.size // per_byte) * per_byte, np.uint8)
-    padded[: small.size] = small
-    shifts = np.arange(0, 8, symbol_bits, dtype=np.uint8)
-    folded: Array = np.bitwise_or.reduce(padded.reshape(-1, per_byte) << shifts, axis=1)
-    return folded
+def _entropy_bytes(parts: list[Array]) -> float:
+    """Return the bytes that ``parts`` take at least, each with a table of its own, and about what these tables take."""
+    size = 0.0
+    for part in parts:
+        counts = np.bincount(part)
+        counts = counts[counts > 0]
+        size += float(counts @ np.log2(part.size / counts)) / 8 + _TABLE_BYTES + counts.size / 2
+    return size
 
 
-def _plan_huffman(symbols: Array) -> tuple[Plane | None, float]:
-    """Return the Huffman plane of least size, without its size filled in, and about what it takes in all, in bytes."""
-    base = _base(np.bincount(symbols, minlength=256))
-    best: Plane | None = None
-    least = float("inf")
-    span = int((symbols - np.uint8(base)).max(initial=0)) + 1
-    for bits in SYMBOL_BITS:
-        if span > 1 << bits or span == 1:
-            continue
-        folded = fold(symbols, base, bits)
-        counts = np.bincount(folded)
-        if np.count_nonzero(counts) < 2:
-            continue
-        lengths = code_lengths(counts)
-        size = float(counts @ lengths.astype(np.int64)) / 8 + folded.size / LANE_SYMBOLS + _table_bytes(lengths)
-        if size < least:
-            best, least = Plane(Mode.HUFFMAN, 0, lengths, bits, base), size
-    return best, least
+def _map_bytes(class_map: ClassMap) -> float:
+    """Return about what a map of classes takes in the meta block, deflated."""
+    size = float(_CLASS_BYTES)
+    for levels in (class_map.rows, class_map.columns):
+        counts = np.bincount(np.frombuffer(levels, np.uint8))
+        counts = counts[counts > 0]
+        size += 1.2 * float(counts @ np.log2(len(levels) / counts)) / 8 + 2
+    return size
 
 
-def _table_bytes(lengths: Array) -> float:
-    """Return about what a table of code lengths takes in the meta block."""
-    return len(zlib.compress(lengths.tobytes(), 9)) + _TABLE_OVERHEAD
-
-
-def _base(counts: Array) -> int:
-    """Return the symbol after the longest run of unused ones (around the end, as for signed numbers)."""
-    used = np.flatnonzero(counts)
-    gaps = np.diff(used, append=used[0] + 256)
-    return int(used[(int(np.argmax(gaps)) + 1) % used.size])
-
-
-def _huffman(symbols: Array, plane: Plane) -> tuple[Plane, bytes]:
-    """Code a plane: the lengths of all lanes but the last, then the bits."""
-    assert plane.lengths is not None
-    lanes, bits = encode(fold(symbols, plane.base, plane.symbol_bits), plane.lengths, LANE_SYMBOLS)
-    return plane, _lane_table(lanes[:-1]) + bits.tobytes()
-
-
-def _lane_table(lanes: Array) -> bytes:
-    """Return the lengths of lanes as the least one, the bits for what is above it, and that."""
-    if not lanes.size:
-        return b""
-    least = int(lanes.min())
-    above = lanes - least
-    width = int(above.max()).bit_length()
-    head = least.to_bytes(3, "little") + bytes([width])
-    return head + pack_bits(above.astype(np.uint64), np.full(lanes.size, width, np.uint64)).tobytes()
+def _huffman(plan: _Plan, tables: Tables) -> tuple[Plane, bytes]:
+    """Code a plane."""
+    blocks = []
+    stored = []
+    for table, values in plan.blocks:
+        data, phrases = encode_block(values, table)
+        blocks.append(Block(tables.number(table), values.size, phrases, len(data)))
+        stored.append(data)
+    blob = b"".join(stored)
+    return Plane(Mode.HUFFMAN, len(blob), tuple(blocks), plan.class_map), blob

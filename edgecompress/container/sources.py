@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from edgecompress.container.wire import External, Payload, find_weights
+from edgecompress.container.wire import External, Payload, find_weights, make_payload
 from edgecompress.errors import ModelError
 from edgecompress.runtime.layout import is_plain_name
 
@@ -101,7 +101,6 @@ def _ranges(path: Path, externals: list[External]) -> list[Payload]:
             )
         start = max(external.offset, at)
         if start < end:
-            width = external.width if (end - start) % external.width == 0 else 1
-            payloads.append(Payload(external.name, external.data_type, start, end, width))
+            payloads.append(make_payload(external, start, end))
             at = end
     return payloads

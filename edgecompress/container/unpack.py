@@ -11,7 +11,8 @@ from edgecompress.container.wire import find_unreferenced
 from edgecompress.errors import OutputError
 from edgecompress.files import output_errors, refuse_existing, staged_file
 from edgecompress.runtime.decode import read_pieces
-from edgecompress.runtime.format import malformed, open_ecz, read_container
+from edgecompress.runtime.format import open_ecz, read_container
+from edgecompress.runtime.meta import malformed
 
 if TYPE_CHECKING:
     from edgecompress.runtime.layout import Container

@@ -7,6 +7,7 @@ Source: "Protocol Buffers: Encoding", and the message definitions of the ONNX in
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections.abc import Iterator
@@ -39,13 +40,17 @@ Buffer = bytes | mmap.mmap
 
 @dataclass(frozen=True)
 class Payload:
-    """Bytes ``start`` to ``end`` of a file that hold the values of a tensor, in elements of ``width`` bytes."""
+    """Bytes ``start`` to ``end`` of a file that hold the values of a tensor, in elements of ``width`` bytes.
+
+    ``dims`` are the tensor's if it has so many elements, else empty.
+    """
 
     name: str
     data_type: int
     start: int
     end: int
     width: int
+    dims: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class External:
     offset: int
     length: int | None
     width: int
+    dims: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -215,14 +221,13 @@ def _varint(data: Buffer, at: int, end: int) -> tuple[int, int]:
 
 def _scan_tensor(data: Buffer, start: int, end: int, found: tuple[list[Payload], list[tuple[int, External]]]) -> None:
     """Add the values of one TensorProto to (payloads, externals) of ``found``."""
-    name, data_type, location = "", 0, 0
+    name = ""
+    numbers: dict[int, list[int]] = {1: [], 2: [0], 14: [0]}  # dims, data type, data location
     values: list[tuple[int, int, int]] = []
     entries: dict[str, str] = {}
     for field, kind, low, high in _fields(data, start, end):
-        if field == 2 and kind == _VARINT:
-            data_type, _ = _varint(data, low, high)
-        elif field == 14 and kind == _VARINT:
-            location, _ = _varint(data, low, high)
+        if field == 1 or (field in numbers and kind == _VARINT):
+            numbers[field] += _numbers(data, low, high)
         elif kind != _BYTES:
             continue
         elif field == 8:
@@ -233,11 +238,28 @@ def _scan_tensor(data: Buffer, start: int, end: int, found: tuple[list[Payload],
         elif field in _PAYLOAD_FIELDS and high > low:
             values.append((field, low, high))
     payloads, externals = found
+    dims, data_type, location = tuple(numbers[1]), numbers[2][-1], numbers[14][-1]
     for field, low, high in values:
         width = _PAYLOAD_FIELDS[field] or _ELEMENT_BYTES.get(data_type, 1)
-        payloads.append(Payload(name, data_type, low, high, width if (high - low) % width == 0 else 1))
+        payloads.append(make_payload(External(name, data_type, "", low, None, width, dims), low, high))
     if location == _EXTERNAL:
-        externals.append((start, _external(name, data_type, entries)))
+        externals.append((start, _external(name, data_type, entries, dims)))
+
+
+def make_payload(tensor: External, start: int, end: int) -> Payload:
+    """Return bytes ``start`` to ``end`` as values of ``tensor``; its width and dims count only where they fit."""
+    size = end - start
+    width = tensor.width if size % tensor.width == 0 else 1
+    dims = tensor.dims if math.prod(tensor.dims) * width == size else ()
+    return Payload(tensor.name, tensor.data_type, start, end, width, dims)
+
+
+def _numbers(data: Buffer, start: int, end: int) -> Iterator[int]:
+    """Yield the numbers in ``start`` to ``end``: one, or several in packed form."""
+    at = start
+    while at < end:
+        value, at = _varint(data, at, end)
+        yield value
 
 
 def _entry(data: Buffer, start: int, end: int) -> tuple[str, str]:
@@ -252,7 +274,7 @@ def _entry(data: Buffer, start: int, end: int) -> tuple[str, str]:
     return pair[1], pair[2]
 
 
-def _external(name: str, data_type: int, entries: dict[str, str]) -> External:
+def _external(name: str, data_type: int, entries: dict[str, str], dims: tuple[int, ...]) -> External:
     """Return where an external tensor lies."""
     if not entries.get("location"):
         raise _WireError(f"tensor {name!r} is external but names no file")
@@ -264,4 +286,4 @@ def _external(name: str, data_type: int, entries: dict[str, str]) -> External:
                 raise _WireError(f"tensor {name!r} has the external {key} {text[:40]!r}")
             numbers[key] = int(text)
     width = _ELEMENT_BYTES.get(data_type, 1)
-    return External(name, data_type, entries["location"], numbers["offset"] or 0, numbers["length"], width)
+    return External(name, data_type, entries["location"], numbers["offset"] or 0, numbers["length"], width, dims)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import math
 import os
 import zlib
 from collections.abc import Callable, Iterator
@@ -9,9 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
+import numpy as np
+
 from edgecompress.container.meta import Cut, Entry, Group, write_meta
 from edgecompress.container.planes import Coded, code_stream, deflate
 from edgecompress.container.sources import Source, find_sources
+from edgecompress.container.tables import Tables
 from edgecompress.errors import ModelError, OutputError
 from edgecompress.files import output_errors, staged_file
 from edgecompress.runtime.format import is_ecz
@@ -52,6 +57,8 @@ class _State:
     out: BinaryIO
     streams: list[Entry] = field(default_factory=list)
     groups: list[Group] = field(default_factory=list)
+    tables: Tables = field(default_factory=Tables)
+    known: dict[bytes, int] = field(default_factory=dict)
     open_groups: dict[tuple[int, int], Group] = field(default_factory=dict)
     tensors: list[tuple[Payload, int, Group | None]] = field(default_factory=list)
 
@@ -80,7 +87,7 @@ def pack(source: Path, destination: Path, *, force: bool = False, progress: Prog
             files.append((item, *_write_payloads(state, item, report)))
             done += item.size
         _write_groups(state)
-        stored = write_meta(out, state.streams, files)
+        stored = write_meta(out, state.streams, state.tables.entries, files)
     return PackResult(total, stored, _tensor_bytes(state))
 
 
@@ -156,15 +163,22 @@ def _changed(source: Source) -> ModelError:
 
 
 def _chunks(payload: Payload) -> Iterator[tuple[int, int]]:
-    """Cut a payload into ranges of at most ``_CHUNK_BYTES``."""
-    for start in range(payload.start, payload.end, _CHUNK_BYTES):
-        yield start, min(start + _CHUNK_BYTES, payload.end)
+    """Cut a payload into ranges of at most ``_CHUNK_BYTES``, between two rows if these are not longer."""
+    row = math.prod(payload.dims[1:]) * payload.width
+    step = _CHUNK_BYTES // row * row if 0 < row <= _CHUNK_BYTES else _CHUNK_BYTES
+    for start in range(payload.start, payload.end, step):
+        yield start, min(start + step, payload.end)
 
 
 def _store(state: _State, payload: Payload, data: bytes) -> Cut:
     """Put a piece of a tensor into a stream of its own, or into a group."""
     if payload.end - payload.start >= _OWN_STREAM_BYTES:
-        number, stored = _write_stream(state, code_stream(data, payload.width))
+        shape = _shape(payload, len(data))
+        number, stored = _write_copy(state, payload, data), 0
+        if number is None:
+            number, stored = _write_stream(state, code_stream(data, payload.width, state.tables, shape))
+            if not state.streams[number].is_raw:
+                state.known.setdefault(_key(payload.width, data), number)
         state.tensors.append((payload, stored, None))
         return Cut(len(data), stream=number)
     kind = payload.data_type, payload.width
@@ -176,6 +190,37 @@ def _store(state: _State, payload: Payload, data: bytes) -> Cut:
     group.size += len(data)
     state.tensors.append((payload, 0, group))
     return Cut(len(data), data=data, group=group)
+
+
+def _shape(payload: Payload, size: int) -> tuple[int, int] | None:
+    """Return rows and columns of ``size`` bytes of a tensor: its first two dims, the second being 1 if there is one."""
+    if not payload.dims:
+        return None
+    columns = payload.dims[1] if len(payload.dims) > 1 else 1
+    row = math.prod(payload.dims[1:]) * payload.width
+    return (size // row, columns) if size % row == 0 else None
+
+
+def _key(width: int, data: bytes) -> bytes:
+    """Return what tells tensors apart."""
+    return bytes([width]) + hashlib.sha256(data).digest()
+
+
+def _write_copy(state: _State, payload: Payload, data: bytes) -> int | None:
+    """Write that ``data`` is, or transposed is, what a stream has, and return its number; None if no stream has it."""
+    source, rows = state.known.get(_key(payload.width, data)), 1
+    shape = _shape(payload, len(data))
+    if source is None and len(payload.dims) == 2 and shape is not None and min(shape) > 1:
+        matrix = np.frombuffer(data, np.uint8).reshape(*shape, payload.width)
+        source, rows = state.known.get(_key(payload.width, matrix.transpose(1, 0, 2).tobytes())), shape[1]
+    if source is None:
+        return None
+    # A copy counts the elements of its source, which may have other widths than the tensor.
+    copied = state.streams[source]
+    if rows > 1 and copied.width != payload.width:
+        return None
+    state.streams.append(Entry(copied.count, 0, (), 0, (source, rows)))
+    return len(state.streams) - 1
 
 
 def _write_stream(state: _State, coded: Coded) -> tuple[int, int]:
@@ -196,11 +241,14 @@ def _write_groups(state: _State) -> None:
     """Write the groups of small tensors that are smaller in planes than deflated with the skeleton."""
     for group in state.groups:
         raw = b"".join(group.parts)
-        coded = code_stream(raw, group.width)
-        tables = sum(len(plane.lengths) // 4 for plane in coded.planes if plane.lengths is not None)
+        before = len(state.tables.entries)
+        coded = code_stream(raw, group.width, state.tables)
+        tables = sum(len(table.levels) for table in state.tables.entries[before:])
         overhead = 16 + 4 * group.width + 3 * len(group.parts) + tables
         if len(coded.blob) + overhead < len(deflate(raw)):
             group.stream, group.stored = _write_stream(state, coded)
+        else:
+            state.tables.cut(before)
 
 
 def _tensor_bytes(state: _State) -> tuple[TensorBytes, ...]:

@@ -10,14 +10,16 @@ import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from edgecompress.runtime.format import inflate, malformed
-from edgecompress.runtime.layout import Container, FileEntry, Mode, Plane, Stream
+from edgecompress.runtime.codes import Code, build_code
+from edgecompress.runtime.format import inflate
+from edgecompress.runtime.layout import CLASS_BIAS, Block, ClassMap, Container, FileEntry, Mode, Plane, Stream
 from edgecompress.runtime.lockstep import bit_windows, decode_lanes, decoding_table
+from edgecompress.runtime.meta import malformed
 
 Array = npt.NDArray[Any]
 
@@ -28,12 +30,11 @@ _BLOCK_LANES = 8192  # lanes in one loop: its work arrays fit the second-level c
 
 @dataclass(frozen=True)
 class _Job:
-    """A Huffman plane to decode: ``count`` coded symbols, lengths of its lanes in bits, and the bit stream."""
+    """A block to decode: its code, the lengths of its lanes in bits (of the last one at most), and the bit stream."""
 
-    plane: Plane
-    count: int
-    lengths: Array
-    lanes: Array
+    block: Block
+    code: Code
+    lane_bits: Array
     bits: Array
 
 
@@ -81,67 +82,98 @@ def _read_batch(handle: BinaryIO, container: Container, order: deque[int]) -> di
     while order and (not numbers or size < _BATCH_BYTES):
         numbers.append(order.popleft())
         size += max(container.streams[numbers[-1]].raw_bytes, _STREAM_COST)
-    streams = [container.streams[number] for number in numbers]
+    sources: dict[int, Stream] = {}
+    for number in numbers:
+        found = container.streams[number]
+        source = number if isinstance(found, Stream) else found.source
+        stream = container.streams[source]
+        assert isinstance(stream, Stream)
+        sources[source] = stream
     blobs = []
-    for stream in streams:
+    for stream in sources.values():
         handle.seek(stream.offset)
         blob = handle.read(stream.stored_bytes)
         if len(blob) != stream.stored_bytes or zlib.crc32(blob) != stream.crc:
             raise malformed("checksum mismatch in a payload stream")
         blobs.append(blob)
-    decoded = decode_streams(streams, blobs, container.lane_symbols)
-    return {number: data.data for number, data in zip(numbers, decoded, strict=True)}
+    decoded = dict(zip(sources, decode_streams(list(sources.values()), blobs, container), strict=True))
+    return {number: _transposed(container, number, decoded).data for number in numbers}
 
 
-def decode_streams(streams: Sequence[Stream], blobs: Sequence[bytes], lane_symbols: int) -> list[Array]:
-    """Return the raw bytes of each stream as (bytes,) uint8; all Huffman planes are decoded together.
+def _transposed(container: Container, number: int, decoded: dict[int, Array]) -> Array:
+    """Return the bytes of stream ``number``, which may be a copy of one in ``decoded``, transposed."""
+    found = container.streams[number]
+    if isinstance(found, Stream):
+        return decoded[number]
+    data = decoded[found.source]
+    width = cast("Stream", container.streams[found.source]).width
+    return data.reshape(found.rows, -1, width).transpose(1, 0, 2).reshape(-1)
 
-    ``blobs`` are the stored bytes of the streams. Raises ``FormatError`` where they do not decode.
+
+def decode_streams(streams: Sequence[Stream], blobs: Sequence[bytes], container: Container) -> list[Array]:
+    """Return the raw bytes of each stream as (bytes,) uint8; all blocks are decoded together.
+
+    ``blobs`` are the stored bytes of the streams, which are of ``container``. Raises ``FormatError`` where they do not
+    decode.
     """
     outputs = [np.empty((stream.count, stream.width), np.uint8) for stream in streams]
     jobs: list[_Job] = []
-    targets: list[Array] = []
+    planes: list[tuple[Plane, Array]] = []
     for stream, blob, output in zip(streams, blobs, outputs, strict=True):
         at = 0
         for index, plane in enumerate(stream.planes):
             data = memoryview(blob)[at : at + plane.stored_bytes]
             at += plane.stored_bytes
             if plane.mode == Mode.HUFFMAN:
-                jobs.append(_open_plane(plane, data, stream.count, lane_symbols))
-                targets.append(output[:, index])
+                jobs += _open_blocks(plane, data, container)
+                planes.append((plane, output[:, index]))
             else:
                 raw = data if plane.mode == Mode.RAW else inflate(data, stream.count)
                 output[:, index] = np.frombuffer(raw, np.uint8)
-    _decode_jobs(jobs, targets, lane_symbols)
+    decoded = _decode_jobs(jobs, container.lane_phrases)
+    for plane, target in planes:
+        values = [next(decoded) for _ in plane.blocks]
+        target[:] = values[0] if plane.class_map is None else _ordered(plane.class_map, values, target.size)
     return [output.reshape(-1) for output in outputs]
 
 
-def _open_plane(plane: Plane, data: memoryview, count: int, lane_symbols: int) -> _Job:
-    """Split a Huffman plane into the lengths of its lanes and its bit stream, and check that they agree."""
-    assert plane.lengths is not None
-    count = -(-count * plane.symbol_bits // 8)
-    lane_count = -(-count // lane_symbols)
-    known, used = _read_lanes(data, lane_count - 1)
-    bits = np.frombuffer(data[used:], np.uint8)
-    last = bits.size * 8 - int(known.sum())
-    if last < 1:
-        raise malformed("lanes longer than their plane")
-    # The length of the last lane is not stored: its end is checked after decoding, to the byte.
-    return _Job(plane, count, plane.lengths, np.append(known, last), bits)
+def _ordered(class_map: ClassMap, values: list[Array], count: int) -> Array:
+    """Return the ``values`` of the classes, of which empty ones are left out, in the order of the plane."""
+    rows, columns = (np.frombuffer(levels, np.uint8).astype(np.int8) for levels in (class_map.rows, class_map.columns))
+    runs = np.clip(rows[:, np.newaxis] + columns - CLASS_BIAS, 0, class_map.classes - 1).reshape(-1)
+    out = np.empty((runs.size, count // runs.size), np.uint8)
+    out[np.argsort(runs, kind="stable")] = np.concatenate(values).reshape(out.shape)
+    return out.reshape(-1)
+
+
+def _open_blocks(plane: Plane, data: memoryview, container: Container) -> Iterator[_Job]:
+    """Split the blocks of a Huffman plane into the lengths of lanes and the bit stream, and check that they agree."""
+    at = 0
+    for block in plane.blocks:
+        table = container.tables[block.table]
+        stored = data[at : at + block.stored_bytes]
+        at += block.stored_bytes
+        known = -(-block.phrases // container.lane_phrases) - 1
+        lane_bits, used = _read_lanes(stored, known)
+        bits = np.frombuffer(stored[used:], np.uint8)
+        last = bits.size * 8 - int(lane_bits.sum())
+        if last < 1:
+            raise malformed("lanes longer than their block")
+        yield _Job(block, build_code(table), np.append(lane_bits, last), bits)
 
 
 def _read_lanes(data: memoryview, lane_count: int) -> tuple[Array, int]:
-    """Read the lengths in bits of ``lane_count`` lanes: a least value and what is above it; and the bytes that took."""
+    """Read the lengths in bits of ``lane_count`` lanes: a least one and what is above it; and the bytes that took."""
     if lane_count == 0:
         return np.zeros(0, np.int64), 0
-    if len(data) < 4:
-        raise malformed("a plane without lane lengths")
-    least = int.from_bytes(data[:3], "little")
-    width = data[3]
-    size = 4 + (lane_count * width + 7) // 8
+    if len(data) < 3:
+        raise malformed("a block without lane lengths")
+    least = int.from_bytes(data[:2], "little")
+    width = data[2]
+    size = 3 + (lane_count * width + 7) // 8
     if width > 16 or size > len(data):
-        raise malformed("lane lengths that do not fit their plane")
-    flat = np.unpackbits(np.frombuffer(data[4:size], np.uint8), bitorder="little")
+        raise malformed("lane lengths that do not fit their block")
+    flat = np.unpackbits(np.frombuffer(data[3:size], np.uint8), bitorder="little")
     if flat[lane_count * width :].any():
         raise malformed("bits set in the padding of lane lengths")
     lanes = np.full(lane_count, least, np.int64)
@@ -150,53 +182,59 @@ def _read_lanes(data: memoryview, lane_count: int) -> tuple[Array, int]:
     return lanes, size
 
 
-def _decode_jobs(jobs: Sequence[_Job], targets: Sequence[Array], lane_symbols: int) -> None:
-    """Decode all ``jobs`` into ``targets``."""
+def _decode_jobs(jobs: Sequence[_Job], lane_phrases: int) -> Iterator[Array]:
+    """Decode all ``jobs``; yield the values of each."""
     if not jobs:
         return
-    limit = max(int(job.lengths.max()) for job in jobs)
-    tables = np.concatenate([decoding_table(job.lengths, limit) for job in jobs])
+    codes = {id(job.code): job.code for job in jobs}
+    limit = max(int(code.lengths.max()) for code in codes.values())
+    tables = np.concatenate([decoding_table(code.lengths, limit) for code in codes.values()])
+    place = {key: index for index, key in enumerate(codes)}
     windows, offsets = bit_windows([job.bits for job in jobs])
-    starts = np.concatenate([o + np.cumsum(job.lanes) - job.lanes for o, job in zip(offsets, jobs, strict=True)])
-    ends = starts + np.concatenate([job.lanes for job in jobs])
-    owner = np.repeat(np.arange(len(jobs)), [job.lanes.size for job in jobs])
-    counts = np.full(starts.size, lane_symbols)
-    last = np.cumsum([job.lanes.size for job in jobs]) - 1
-    counts[last] = [job.count - (job.lanes.size - 1) * lane_symbols for job in jobs]
+    starts = np.concatenate(
+        [o + np.cumsum(job.lane_bits) - job.lane_bits for o, job in zip(offsets, jobs, strict=True)]
+    )
+    ends = starts + np.concatenate([job.lane_bits for job in jobs])
+    lanes = [job.lane_bits.size for job in jobs]
+    owner = np.repeat([place[id(job.code)] for job in jobs], lanes)
+    counts = np.full(starts.size, lane_phrases)
+    last = np.cumsum(lanes) - 1
+    counts[last] = [job.block.phrases - (size - 1) * lane_phrases for job, size in zip(jobs, lanes, strict=True)]
     order = np.argsort(-counts, kind="stable")
-    symbols = np.empty((starts.size, int(counts.max())), np.uint8)
+    phrases = np.empty((starts.size, int(counts.max())), np.uint8)
     final = np.empty_like(starts)
     for low in range(0, starts.size, _BLOCK_LANES):
         block = order[low : low + _BLOCK_LANES]
-        base = owner[block] << limit if len(jobs) > 1 else None
+        base = owner[block] << limit if len(codes) > 1 else None
         decoded, final[block] = decode_lanes(windows, (tables, limit, base), starts[block], counts[block])
-        symbols[block, : decoded.shape[1]] = decoded
-    used_bits = final[last] - starts[last]
+        phrases[block, : decoded.shape[1]] = decoded
     if (final != ends)[np.delete(np.arange(starts.size), last)].any():
         raise malformed("a lane that does not end where the next one starts")
     first = 0
-    for job, target, used, where in zip(jobs, targets, used_bits, last, strict=True):
-        _check_padding(job, int(used))
-        target[:] = _unfold(job.plane, symbols[first : where + 1].reshape(-1)[: job.count], target.size)
+    for job, where in zip(jobs, last, strict=True):
+        _check_padding(job, int(final[where] - starts[where]))
+        yield _expand(job, phrases[first : where + 1].reshape(-1)[: job.block.phrases])
         first = where + 1
 
 
-def _unfold(plane: Plane, symbols: Array, count: int) -> Array:
-    """Return the ``count`` bytes of a plane from its coded symbols."""
-    if plane.symbol_bits == 8:
-        return symbols + np.uint8(plane.base) if plane.base else symbols
-    shifts = np.arange(0, 8, plane.symbol_bits, dtype=np.uint8)
-    each = np.arange(256, dtype=np.uint8)[:, np.newaxis] >> shifts & np.uint8((1 << plane.symbol_bits) - 1)
-    each += np.uint8(plane.base)
-    table = each.view(f"u{shifts.size}").reshape(-1)  # all bytes of a coded symbol as one number
-    unfolded = table[symbols].view(np.uint8)
-    if (unfolded[count:] != plane.base).any():
-        raise malformed("symbols after the last one")
-    return unfolded[:count]
+def _expand(job: _Job, phrases: Array) -> Array:
+    """Return the values of a block from its phrases."""
+    code, count = job.code, job.block.count
+    if code.sizes.max() == 1:
+        values: Array = code.values[:, 0][phrases]
+        return values
+    sizes = code.sizes[phrases]
+    spare = int(sizes.sum(dtype=np.int64)) - count
+    if not 0 <= spare < int(sizes[-1]):
+        raise malformed("phrases of another number of values than announced")
+    width = 1 << (int(code.sizes.max()) - 1).bit_length()
+    wanted = (np.arange(width) < code.sizes[:, np.newaxis]).view(f"u{width}").reshape(-1)[phrases]
+    letters = np.ascontiguousarray(code.values[:, :width]).view(f"u{width}").reshape(-1)[phrases]
+    return letters.view(np.uint8)[wanted.view(np.bool_)][:count]
 
 
 def _check_padding(job: _Job, used: int) -> None:
     """Check that the last lane ends in the last byte and that only zeros follow."""
-    spare = int(job.lanes[-1]) - used
+    spare = int(job.lane_bits[-1]) - used
     if not 0 <= spare < 8 or int(job.bits[-1]) >> (8 - spare):
-        raise malformed("a plane longer or shorter than its code")
+        raise malformed("a block longer or shorter than its code")
