@@ -18,8 +18,6 @@ from edgecompress.moments import Moments, regularised, regularised_diagonal
 
 Array = NDArray[Any]
 
-DAMPING = 0.01
-
 _BATCH_SHARE = 1 / 16
 _CANDIDATES = 4
 
@@ -37,8 +35,8 @@ def select_units(weight: Array, moments: Moments, units: int, count: int) -> Arr
     if not 1 <= count <= units:
         raise ValueError(f"{count} units are outside 1 .. {units}")
     if moments.is_full:
-        return _eliminated(matrix, regularised(moments.second_moment[0], DAMPING), units, count)
-    energy = np.sum(matrix**2, axis=0) * regularised_diagonal(moments.second_moment[0], DAMPING)
+        return _eliminated(matrix, regularised(moments.second_moment[0]), units, count)
+    energy = np.sum(matrix**2, axis=0) * regularised_diagonal(moments.second_moment[0])
     falling = np.argsort(-energy.reshape(units, -1).sum(axis=1), kind="stable")
     return np.sort(falling[:count])
 
@@ -55,7 +53,7 @@ def refit(weight: Array, moments: Moments, units: int, kept: Array) -> Array:
     fitted = np.zeros_like(matrix)
     fitted[:, columns] = matrix[:, columns]
     if moments.is_full:
-        moment = regularised(moments.second_moment[0], DAMPING)
+        moment = regularised(moments.second_moment[0])
         fitted[:, columns] = np.linalg.solve(moment[np.ix_(columns, columns)], moment[columns] @ matrix.T).T
     return fitted.astype(weight.dtype).reshape(weight.shape)
 
@@ -90,7 +88,7 @@ def _eliminated(matrix: Array, moment: Array, units: int, count: int) -> Array:
     """
     block = matrix.shape[1] // units
     if matrix.shape[0] > matrix.shape[1]:
-        matrix = np.linalg.qr(matrix, mode="r")  # as good: only W^T W matters
+        matrix = np.asarray(np.linalg.qr(matrix, mode="r"))  # as good: only W^T W matters
     inverse, alive = np.linalg.inv(moment), np.arange(units)
     while len(alive) > count:
         batch = min(len(alive) - count, max(1, int(_BATCH_SHARE * len(alive))))
