@@ -17,8 +17,11 @@ if TYPE_CHECKING:
 _SILENT = 4
 
 
-def open_session(model: Model, extra_outputs: Sequence[str] = ()) -> Any:
+def open_session(model: Model, extra_outputs: Sequence[str] = (), *, in_floats: bool = False) -> Any:
     """Return an ``onnxruntime.InferenceSession`` that also yields the inner tensors named in ``extra_outputs``.
+
+    With ``in_floats``, QuantizeLinear and DequantizeLinear are computed as they are written and not fused into integer
+    kernels, some of which round more.
 
     External payloads are mapped by the runtime, so the model may have any size. Raises ``ModelError`` with the
     runtime's reason.
@@ -38,6 +41,8 @@ def open_session(model: Model, extra_outputs: Sequence[str] = ()) -> Any:
     options.add_session_config_entry(
         "session.model_external_initializers_file_folder_path", str(model.folder.resolve())
     )
+    if in_floats:
+        options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return runtime.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # the runtime's errors have no common base
@@ -55,6 +60,6 @@ def run_session(model: Model, session: Any, feeds: Mapping[str, Array]) -> dict[
         raise ModelError(complaint.message, hint=hint) from None
 
 
-def run_once(model: Model, feeds: Mapping[str, Array]) -> dict[str, Array]:
-    """Return a model's outputs by name. Raises ``ModelError`` with the runtime's reason."""
-    return run_session(model, open_session(model), feeds)
+def run_once(model: Model, feeds: Mapping[str, Array], *, in_floats: bool = False) -> dict[str, Array]:
+    """Return a model's outputs by name; see ``open_session``. Raises ``ModelError`` with the runtime's reason."""
+    return run_session(model, open_session(model, in_floats=in_floats), feeds)

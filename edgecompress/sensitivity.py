@@ -111,6 +111,13 @@ class Probe:
         finally:
             for name, original in originals.items():
                 self._initializers[name].ParseFromString(original)
+        return self._divergence(session)
+
+    def divergence_of(self, model: Model) -> float:
+        """Return the ``divergence`` of the outputs of ``model``, which has the same inputs and outputs, as above."""
+        return self._divergence(open_session(model))
+
+    def _divergence(self, session: Any) -> float:
         found = [divergence(wanted, _run(self._model, session, feeds)) for feeds, wanted in self._batches]
         return float(np.mean(found))
 
