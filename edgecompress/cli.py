@@ -156,6 +156,14 @@ def compress(
         ),
     ] = None,
     evbmf: Annotated[bool, _what("--evbmf", help="svd, tucker2: ranks by variational Bayes (EVBMF).")] = False,
+    shrink: Annotated[
+        float | None,
+        _what(
+            metavar="SHARE",
+            parser=_share("--shrink"),
+            help="Share of its outputs that a hidden layer keeps; the next one is refitted (needs --data).",
+        ),
+    ] = None,
     allocate: Annotated[
         bool, _what("--allocate", help="--keep is the share of all factorized layers together, spent where it helps.")
     ] = False,
@@ -164,10 +172,25 @@ def compress(
         _what(metavar="parameters|macs", help="What --allocate counts.  [default: parameters]"),
     ] = None,
     cluster: Annotated[
-        str | None, _what(metavar="none|kmeans", help="Values of a tensor share a codebook.  [default: kmeans]")
+        str | None,
+        _what(metavar="none|kmeans|grid", help="Few values a tensor: a codebook, or a step.  [default: kmeans]"),
     ] = None,
     bits: Annotated[
         int | None, _what(metavar="N", parser=_bits, help="2^N values in a codebook, N from 1 to 8.  [default: 5]")
+    ] = None,
+    step: Annotated[
+        float | None,
+        _what(metavar="SIGMAS", help="The step of a grid, in units of the weights' spread.  [default: 1.0]"),
+    ] = None,
+    average_bits: Annotated[
+        float | None,
+        _what(metavar="BITS", help="Size the steps of grids: coded bits a weight."),
+    ] = None,
+    target_size: Annotated[
+        int | None, _what(metavar="BYTES", help="Size the steps of grids: bytes of model.ecz, everything counted.")
+    ] = None,
+    prune: Annotated[
+        float | None, _what(metavar="SHARE", parser=_share("--prune"), help="Share of the weights that become zero.")
     ] = None,
     recipe: Annotated[Path | None, _what(metavar="R.toml", help=_RECIPE)] = None,
     plan: Annotated[Path | None, _what(metavar="plan.json", help=_PLAN)] = None,
@@ -179,8 +202,15 @@ def compress(
     no_asymmetric: Annotated[
         bool, _data("--no-asymmetric", help="Solve each layer by itself, not on what compressed layers before it give.")
     ] = False,
+    no_feedback: Annotated[
+        bool, _data("--no-feedback", help="Round every weight by itself, not making up for the errors of others.")
+    ] = False,
     no_bias_correction: Annotated[
         bool, _data("--no-bias-correction", help="Do not set the mean and spread of outputs right at the end.")
+    ] = False,
+    self_extracting: Annotated[
+        bool,
+        _output("--self-extracting", help="Write model_self_extracting.onnx, too: it decodes itself at session start."),
     ] = False,
     shape: ShapeOption = None,
     threads: ThreadsOption = 1,
@@ -209,8 +239,13 @@ def compress(
             "evbmf": evbmf or None,
             "cluster": cluster,
             "bits": bits,
+            "shrink": shrink,
             "allocate": allocate or None,
             "budget_unit": budget_unit,
+            "step": step,
+            "prune": prune,
+            "average_bits": average_bits,
+            "target_size": target_size,
         },
         sources={"data": data, "test_data": test_data, "recipe": recipe, "plan": plan},
         shapes=shape or [],
@@ -218,6 +253,8 @@ def compress(
             "calibrate": not no_calibrate,
             "asymmetric": not no_asymmetric,
             "correct": not no_bias_correction,
+            "feedback": not no_feedback,
+            "self_extracting": self_extracting,
         },
         threads=threads,
         force=force,

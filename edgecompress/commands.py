@@ -20,7 +20,7 @@ from edgecompress.layers import Layer, default_shapes, find_layers
 from edgecompress.model import payload_bytes, signature
 from edgecompress.passes.prepare import prepare
 from edgecompress.passes.run import run_pass
-from edgecompress.pipeline import LARGE_MODEL_BYTES, Request
+from edgecompress.pipeline import LARGE_MODEL_BYTES, SELF_EXTRACTING_FILE, Request
 from edgecompress.pipeline import compress as run_compress
 from edgecompress.plan import make_plan
 from edgecompress.recipe import Recipe, read_recipe, with_overrides
@@ -110,6 +110,9 @@ def compress(
         show_json(to_json(report))
     else:
         _show(report, out)
+        if request.self_extracting:
+            path = out / SELF_EXTRACTING_FILE
+            note(f"self-extracting model: {path}, {path.stat().st_size:,} bytes")
 
 
 def _show(report: Report, out: Path) -> None:

@@ -32,6 +32,7 @@ def decide(
     *,
     moments: Mapping[str, Moments],
     data: DataSet | None,
+    shrink: Mapping[str, int],
     progress: Progress | None = None,
 ) -> Plan:
     """Return the plan of a recipe for ``source``, whose prepared ``graph`` has the layers ``entries``.
@@ -67,6 +68,7 @@ def decide(
         calibrated=bool(moments),
         choose=choose,
         allocation=allocation,
+        shrink=shrink,
         opset=source.opset,
     )
 

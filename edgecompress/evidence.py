@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -62,8 +62,8 @@ class Outcome:
     macs: Mapping[str, int | None]
 
 
-def layer_rows(outcome: Outcome, packed: PackResult) -> tuple[LayerRow, ...]:
-    """Return one row per weight, in graph order."""
+def layer_rows(outcome: Outcome, packed: PackResult, originals: Mapping[str, Layer]) -> tuple[LayerRow, ...]:
+    """Return one row per weight, in graph order; ``originals`` are the layers as they were before any shrank."""
     stored = {tensor.name: tensor.stored_bytes for tensor in packed.tensors}
     plans = {plan.layer: plan for plan in outcome.plan.layers}
     present = constants(outcome.after)
@@ -72,8 +72,23 @@ def layer_rows(outcome: Outcome, packed: PackResult) -> tuple[LayerRow, ...]:
         if isinstance(entry, Skip):
             rows.append(_skip_row(entry, stored))
         else:
-            rows.append(_layer_row(entry, plans[entry.name], outcome, stored=stored, present=present))
+            row = _layer_row(entry, plans[entry.name], outcome, stored=stored, present=present)
+            rows.append(_against(row, originals.get(entry.name, entry)))
     return tuple(rows)
+
+
+def _against(row: LayerRow, original: Layer) -> LayerRow:
+    """Return the row of a layer with what it was before it shrank on its left side."""
+    if original.shape == row.shape:
+        return row
+    scheme = f"shrunk to {' x '.join(map(str, row.shape))}"
+    return replace(
+        row,
+        scheme=scheme if row.scheme == UNTOUCHED else f"{scheme}, {row.scheme}",
+        shape=original.shape,
+        parameters_before=original.parameters,
+        macs_before=original.macs,
+    )
 
 
 def _skip_row(skip: Skip, stored: Mapping[str, int]) -> LayerRow:

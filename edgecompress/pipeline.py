@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -20,20 +21,22 @@ from edgecompress.evidence import accuracy_of, latency_of, layer_plots, layer_ro
 from edgecompress.facts import caveats, doubts, model_facts, tool_facts
 from edgecompress.files import refuse_existing, sha256_of, staged_folder
 from edgecompress.graph import integer_limits, open_graph
-from edgecompress.layers import Layer, Skip, default_shapes, find_layers
+from edgecompress.layers import Layer, default_shapes, find_layers
 from edgecompress.model import load_model, model_digest, payload_bytes, signature, stored_bytes
 from edgecompress.orientation import read_weight
 from edgecompress.passes.prepare import prepare
 from edgecompress.passes.run import run_pass
+from edgecompress.passes.self_extracting import extract_in_graph
 from edgecompress.passes.solve import Calibration
 from edgecompress.plan import plan_to_json
-from edgecompress.plan_file import read_plan
+from edgecompress.plan_file import PlanFile, check_plan, read_plan
 from edgecompress.recipe import Recipe, check_recipe, recipe_hash
 from edgecompress.report.html import to_html
 from edgecompress.report.model import Report, Size, StageBytes, compression_ratio, to_json
 from edgecompress.save import save_model
 from edgecompress.sequential import Walk
-from edgecompress.stages import layers_in, run_stages, with_biases
+from edgecompress.stages import layers_in, packed_size, run_shrink, run_stages, with_biases
+from edgecompress.steps import Attempt, fit_scale, grid_layers, relative_steps, scale_for_bits, with_steps
 from edgecompress.validate import random_rows, rows_of, sample_feeds, validate
 
 if TYPE_CHECKING:
@@ -42,9 +45,11 @@ if TYPE_CHECKING:
 
     from edgecompress.container import PackResult
     from edgecompress.data import DataSet
+    from edgecompress.evidence import Outcome
     from edgecompress.graph import Graph
     from edgecompress.model import Array, Model, TensorSpec
     from edgecompress.moments import Moments
+    from edgecompress.passes.pairs import Pair
     from edgecompress.plan import LayerPlan, Plan
     from edgecompress.report.model import Latency
     from edgecompress.validate import TestRows, Validation
@@ -55,7 +60,7 @@ LARGE_MODEL_BYTES = 1 << 30
 """Above this many weight bytes both models run unoptimized, one after the other, and latency is not measured:
 folding the clusters of all layers at once would take 2.4 times the memory of the weights."""
 
-MODEL_FILE, CONTAINER_FILE = "model.onnx", "model.ecz"
+MODEL_FILE, CONTAINER_FILE, SELF_EXTRACTING_FILE = "model.onnx", "model.ecz", "model_self_extracting.onnx"
 
 _MIN_RUNS, _MAX_RUNS, _TIMING_BUDGET_MS = 10, 100, 4000.0
 _LARGE_MODEL_ROWS = 4
@@ -79,6 +84,8 @@ class Request:
     calibrate: bool = True
     asymmetric: bool = True
     correct: bool = True
+    feedback: bool = True
+    self_extracting: bool = False
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     force: bool = False
     command: str = "edgecompress.compress(...)"
@@ -105,7 +112,8 @@ class _Case:
 def compress(source: Path | str, out: Path | str, request: Request | None = None) -> Report:
     """Compress the ONNX model at ``source`` into the folder ``out``; return the report.
 
-    Writes model.onnx, model.ecz, plan.json, report.json and report.html, all at the end: a failure leaves nothing.
+    Writes model.onnx, model.ecz, plan.json, report.json and report.html (and model_self_extracting.onnx where it is
+    asked for), all at the end: a failure leaves nothing.
 
     Raises:
         RecipeError, ModelError, DataError, PassError, OutputError: see ``edgecompress.errors``.
@@ -122,33 +130,21 @@ def _compress(source: Path, out: Path, request: Request) -> Report:
         raise OutputError(f"{source}: the output would replace the input", hint="choose another folder")
     case = _open(source, request)
 
-    prepared, _ = run_pass(case.model, "prepare", prepare, case.feeds)
-    before = open_graph(prepared)
-    free = {**default_shapes(before), **request.shapes}
-    entries = find_layers(before, free)
-    given = _given_plan(case, entries, request)
-    moments = _calibrate(case, prepared, layers_in(entries), request)
-    with request.step("plan") as progress:
-        plan = given or decide(
-            request.recipe,
-            case.model,
-            before,
-            entries,
-            moments=moments,
-            data=case.calibration,
-            progress=progress,
-        )
-    _check_untouched(before, layers_in(entries), plan)
-
+    given = read_plan(request.plan, model_sha256=model_digest(case.model)) if request.plan is not None else None
+    whole, _ = run_pass(case.model, "prepare", prepare, case.feeds)
+    free = {**default_shapes(open_graph(whole)), **request.shapes}
+    before = {layer.name: layer for layer in layers_in(find_layers(open_graph(whole), free))}
+    prepared, shrunk = _shrink(case, whole, given, request)
+    plan, moments = _decide(case, prepared, given, shrunk, free=free, request=request)
     prepared, known = _known(case, prepared, plan, moments, request)
-    entries = find_layers(open_graph(prepared), free)
-    with request.step("compress layers") as progress:
-        final, outcome = run_stages(prepared, entries, plan, known, free=free, feeds=case.feeds, progress=progress)
+    plan, final, outcome = _solve(case, prepared, plan, known, originals=before, free=free, request=request)
 
     with staged_folder(out, force=request.force) as staging:
         packed = _encode(final, staging, request)
+        if request.self_extracting:
+            _write_self_extracting(final, staging, case.feeds)
         validation, latency = _prove(case, staging / CONTAINER_FILE, request)
-        rows = layer_rows(outcome, packed)
+        rows = layer_rows(outcome, packed, before)
         digest = recipe_hash(request.recipe) if request.plan is None else sha256_of(request.plan)[:16]
         report = Report(
             tool=tool_facts(request.command, digest),
@@ -196,18 +192,62 @@ def _open(source: Path, request: Request) -> _Case:
     )
 
 
-def _given_plan(case: _Case, entries: list[Layer | Skip], request: Request) -> Plan | None:
-    """Return the plan of ``--plan``; without one, check the recipe before anything long starts."""
-    if request.plan is None:
+def _shrink(case: _Case, model: Model, given: PlanFile | None, request: Request) -> tuple[Model, dict[str, int]]:
+    """Return the model with fewer outputs of hidden layers, and how many each of those layers keeps."""
+    share = request.recipe.shrink if given is None else None
+    if share is None and (given is None or not given.shrink):
+        return model, {}
+    if case.calibration is None:
+        raise RecipeError("shrink refits layers on calibration data", hint="give --data, without --no-calibrate")
+    first = next((layer.name for layer in layers_in(find_layers(open_graph(model))) if layer.op == "Conv"), None)
+
+    def wanted(pairs: Mapping[str, Pair]) -> Mapping[str, int]:
+        if given is not None:
+            return given.shrink
+        assert share is not None
+        return {name: max(1, round(share * pair.units)) for name, pair in pairs.items() if name != first}
+
+    with request.step("shrink") as progress:
+        return run_shrink(
+            model, case.calibration, wanted, asymmetric=request.asymmetric, feeds=case.feeds, progress=progress
+        )
+
+
+def _decide(
+    case: _Case,
+    model: Model,
+    given: PlanFile | None,
+    shrunk: Mapping[str, int],
+    *,
+    free: Mapping[str, tuple[int, ...]],
+    request: Request,
+) -> tuple[Plan, dict[str, Moments]]:
+    """Return the plan, that of ``--plan`` where there is one, and the moments of all layers."""
+    graph = open_graph(model)
+    entries = find_layers(graph, free)
+    if given is None:
         check_recipe(request.recipe, entries)
-        return None
-    plan = read_plan(request.plan, model_sha256=model_digest(case.model), entries=entries, opset=case.model.opset)
-    if case.calibration is None and any(_is_calibrated(entry) for entry in plan.layers):
+    plan = check_plan(given, entries, opset=case.model.opset) if given is not None else None
+    if plan is not None and case.calibration is None and any(_is_calibrated(entry) for entry in plan.layers):
         raise RecipeError(
             f"{request.plan}: the plan has calibrated layers, which need data",
             hint=f"{'leave --no-calibrate out' if request.data else 'give --data'}, or set calibrated to false in it",
         )
-    return plan
+    moments = _calibrate(case, model, layers_in(entries), request)
+    if plan is None:
+        with request.step("plan") as progress:
+            plan = decide(
+                request.recipe,
+                case.model,
+                graph,
+                entries,
+                moments=moments,
+                data=case.calibration,
+                shrink=shrunk,
+                progress=progress,
+            )
+    _check_untouched(graph, layers_in(entries), plan)
+    return plan, moments
 
 
 def _check_untouched(graph: Graph, layers: list[Layer], plan: Plan) -> None:
@@ -244,6 +284,55 @@ def _known(
         walk=partial(Walk, model, case.calibration),
         asymmetric=request.asymmetric,
         correct=request.correct,
+        feedback=request.feedback,
+    )
+
+
+def _solve(
+    case: _Case,
+    model: Model,
+    plan: Plan,
+    known: Calibration,
+    *,
+    originals: Mapping[str, Layer],
+    free: Mapping[str, tuple[int, ...]],
+    request: Request,
+) -> tuple[Plan, Model, Outcome]:
+    """Run the stages that the plan asks for; return the plan as it was carried out, the model and what became of it."""
+    entries = find_layers(open_graph(model), free)
+
+    def run(asked: Plan, name: str) -> tuple[Plan, Model, Outcome]:
+        with request.step(name) as progress:
+            stages = run_stages(model, entries, asked, known, free=free, feeds=case.feeds, progress=progress)
+        return asked, *stages
+
+    budget = request.recipe.target_size or request.recipe.average_bits
+    if request.plan is not None or budget is None:
+        return run(plan, "compress layers")
+    layers = grid_layers(plan, layers_in(entries))
+    if not layers:
+        raise RecipeError("no layer is on a grid, whose step a budget could size", hint='set cluster to "grid"')
+    with request.step("measure layers") as progress:
+        relative = relative_steps(open_graph(model), layers, case.calibration, progress=progress)
+    attempts = itertools.count(1)
+
+    def attempt(scale: float) -> Attempt[tuple[Plan, Model, Outcome]]:
+        found = run(with_steps(plan, relative, scale), f"compress layers, attempt {next(attempts)}")
+        packed = packed_size(found[1])
+        rows = layer_rows(found[2], packed, originals)
+        coded = sum(row.stored_bytes or 0 for row in rows)
+        weights = sum(row.parameters_before for row in rows)
+        spent = packed.stored_bytes if request.recipe.target_size is not None else coded * 8 / weights
+        return Attempt(found, spent=spent, bits=coded * 8 / weights)
+
+    by_size = request.recipe.target_size is not None
+    weights = sum(layer.parameters for layer in originals.values())
+    return fit_scale(
+        attempt,
+        scale_for_bits(open_graph(model), layers, relative, 0.9 * budget * 8 / weights if by_size else budget),
+        budget,
+        per_bit=weights / 8 if by_size else 1.0,
+        unit="bytes" if by_size else "bits a weight",
     )
 
 
@@ -251,6 +340,17 @@ def _encode(model: Model, folder: Path, request: Request) -> PackResult:
     save_model(model, folder / MODEL_FILE)
     with request.step("encode") as progress:
         return pack(folder / MODEL_FILE, folder / CONTAINER_FILE, progress=progress)
+
+
+def _write_self_extracting(model: Model, folder: Path, feeds: Mapping[str, Array] | None) -> None:
+    """Write the model whose values are Huffman-coded inside the graph and decoded when a session starts."""
+    result, changes = run_pass(model, "self-extracting", extract_in_graph, feeds)
+    if not changes:
+        raise RecipeError(
+            "the self-extracting model would not be smaller: no values are worth coding",
+            hint="leave --self-extracting out, or give the layers few values by --cluster",
+        )
+    save_model(result, folder / SELF_EXTRACTING_FILE)
 
 
 def _prove(case: _Case, compressed: Path, request: Request) -> tuple[Validation, Latency | None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, cast
 
 from edgecompress.factorize.rank import ranks_for_share
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SCHEMA_VERSION = 1
 _TINY_SHARE = 0.005
+_GRID_BITS = 3  # of a code, more than most steps leave
 _CODEBOOK_OVERHEAD_BYTES = 160  # two nodes, two tensors, an entry in the container
 
 
@@ -40,10 +41,16 @@ class FactorizePlan:
 
 @dataclass(frozen=True, kw_only=True)
 class WeightsPlan:
-    """``scheme`` is ``kmeans`` with ``2 ** bits`` clusters; ``calibrated`` weighs errors by the inputs' mean square."""
+    """``scheme`` is ``kmeans`` with ``2 ** bits`` clusters, or ``grid``.
+
+    ``step`` is that of a grid, in units of the values' root mean square; ``prune`` is the share of the values that
+    become zero; ``calibrated``: by the error of the layer's output.
+    """
 
     scheme: str
-    bits: int
+    bits: int | None
+    step: float | None
+    prune: float
     calibrated: bool
 
 
@@ -59,10 +66,14 @@ class LayerPlan:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The plans of all layers, in graph order, for the model with this SHA-256."""
+    """The plans of all layers, in graph order, for the model with this SHA-256.
+
+    ``shrink`` says how many outputs some layers keep; the others of the plan are decided for what is left then.
+    """
 
     schema_version: int
     model_sha256: str
+    shrink: Mapping[str, int] = field(default_factory=dict)
     layers: tuple[LayerPlan, ...]
 
 
@@ -83,6 +94,7 @@ def make_plan(
     calibrated: bool,
     choose: Chooser | None = None,
     allocation: Allocation | None = None,
+    shrink: Mapping[str, int] | None = None,
     opset: int = MAX_OPSET,
 ) -> Plan:
     """Decide for every layer; ``calibrated`` says that there will be moments of those layers that take them.
@@ -90,7 +102,7 @@ def make_plan(
     A convolution that comes first sees the raw input and does not forgive; a layer with hardly any of the parameters
     and of the work gains nothing and may be the classifier: neither is factorized unless the recipe names it.
     ``choose`` is asked where the values of a layer decide; ``allocation`` has decided for the layers of
-    ``budget_forms``. ``opset`` is the model's: older ones cannot have every form.
+    ``budget_forms``; ``shrink`` is what was done before. ``opset`` is the model's: older ones cannot have every form.
     """
     reserved = _reserved(recipe, entries)
     shared = allocation or {}
@@ -108,7 +120,9 @@ def make_plan(
         else:
             decided = _factorize_plan(entry, settings, with_moments, choose=choose, opset=opset)
         plans.append(_layer_plan(entry, settings, with_moments, decided))
-    return Plan(schema_version=SCHEMA_VERSION, model_sha256=model_sha256, layers=tuple(plans))
+    return Plan(
+        schema_version=SCHEMA_VERSION, model_sha256=model_sha256, shrink=dict(shrink or {}), layers=tuple(plans)
+    )
 
 
 def budget_forms(
@@ -167,13 +181,18 @@ def _why_reserved(layer: Layer, first: str | None, total: int, work: int) -> str
 def _layer_plan(layer: Layer, settings: Settings, calibrated: bool, decided: _Decided) -> LayerPlan:
     factorize, reason = decided
     weights: WeightsPlan | None = None
-    if settings.cluster == "kmeans":
-        assert settings.bits is not None
-        if pays_off(layer.parameters, layer.constant.dtype.itemsize, settings.bits):
-            weights = WeightsPlan(scheme="kmeans", bits=settings.bits, calibrated=calibrated)
-        else:
-            small = f"{layer.parameters} values are too few for a codebook of {2**settings.bits}"
-            reason = f"{reason}; {small}" if reason else small
+    if settings.cluster in ("kmeans", "grid"):
+        weights = WeightsPlan(
+            scheme=settings.cluster,
+            bits=settings.bits,
+            step=settings.step,
+            prune=settings.prune or 0.0,
+            calibrated=calibrated,
+        )
+        if not pays_off(weights, layer.parameters, layer.constant.dtype.itemsize):
+            what = "a grid" if settings.bits is None else f"a codebook of {2**settings.bits}"
+            small = f"{layer.parameters} values are too few for {what}"
+            weights, reason = None, f"{reason}; {small}" if reason else small
     if reason is None and factorize is None and weights is None:
         reason = "not asked for"
     return LayerPlan(layer=layer.name, factorize=factorize, weights=weights, reason=reason)
@@ -232,9 +251,10 @@ def no_gain(layer: Layer, ranks: tuple[int, ...]) -> str:
     return f"rank {' x '.join(map(str, ranks))} would not lower its {layer.parameters} parameters"
 
 
-def pays_off(count: int, item_bytes: int, bits: int) -> bool:
-    """Tell whether ``count`` values are smaller as indices of ``bits`` and a codebook than as they are."""
-    return bool(count * bits / 8 + 2**bits * item_bytes + _CODEBOOK_OVERHEAD_BYTES < count * item_bytes)
+def pays_off(weights: WeightsPlan, count: int, item_bytes: int) -> bool:
+    """Tell whether ``count`` values are smaller as indices and a codebook, or codes and a step, than as they are."""
+    bits, values = (_GRID_BITS, 1) if weights.bits is None else (weights.bits, 2**weights.bits)
+    return bool(count * bits / 8 + values * item_bytes + _CODEBOOK_OVERHEAD_BYTES < count * item_bytes)
 
 
 def plan_to_json(plan: Plan) -> str:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
 from edgecompress.errors import RecipeError, did_you_mean
@@ -25,28 +28,33 @@ from edgecompress.plan import (
 from edgecompress.recipe import CLUSTER_SCHEMES
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from edgecompress.factorize.sizes import FormName
 
+_MOST_UNITS = 1 << 31
 _START_AGAIN = "start again from the plan.json of an earlier compress"
 
 
-def read_plan(path: Path, *, model_sha256: str, entries: Sequence[Layer | Skip], opset: int = MAX_OPSET) -> Plan:
-    """Read a plan, which may have been edited, and check that it fits the model.
+@dataclass(frozen=True)
+class PlanFile:
+    """A plan as it was read, its layers not looked at yet: those of a model that shrinks are known only then."""
 
-    Raises ``RecipeError``: malformed, made for another model, names a layer that is unknown or there twice, or asks for
-    what a layer cannot have.
-    """
+    path: Path
+    model_sha256: str
+    shrink: Mapping[str, int]
+    layers: Sequence[Any]
+
+
+def read_plan(path: Path, *, model_sha256: str) -> PlanFile:
+    """Read a plan, which may have been edited. Raises ``RecipeError``: malformed, or made for another model."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}", hint="check the path") from error
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not JSON: {error}", hint=_START_AGAIN) from error
-    where = str(path)
-    content = _object(content, ("schema_version", "model_sha256", "layers"), where)
+    content = _object(content, ("schema_version", "model_sha256", "shrink", "layers"), str(path))
     version = content["schema_version"]
     if isinstance(version, bool) or version != SCHEMA_VERSION:
         raise RecipeError(f"{path}: schema_version {version!r} is not {SCHEMA_VERSION}", hint="make it again")
@@ -54,9 +62,22 @@ def read_plan(path: Path, *, model_sha256: str, entries: Sequence[Layer | Skip],
         raise RecipeError(f"{path}: the plan was made for another model", hint="use the plan of this very model file")
     if not isinstance(content["layers"], list):
         raise RecipeError(f"{path}: layers must be a list", hint=_START_AGAIN)
+    if not isinstance(content["shrink"], dict | None):
+        raise RecipeError(f"{path}: shrink must be an object of layers and counts", hint=_START_AGAIN)
+    shrink = (content["shrink"] or {}).items()
+    counts = {name: _whole(count, _MOST_UNITS, f"{path}: shrink: {name!r}") for name, count in shrink}
+    return PlanFile(path, model_sha256, counts, content["layers"])
+
+
+def check_plan(file: PlanFile, entries: Sequence[Layer | Skip], *, opset: int = MAX_OPSET) -> Plan:
+    """Return the plan of a file for a model with these layers.
+
+    Raises ``RecipeError``: it names a layer that is unknown or there twice, or asks for what a layer cannot have.
+    """
+    where, path = str(file.path), file.path
     known = {entry.name: entry for entry in entries}
     given: dict[str, LayerPlan] = {}
-    for item in content["layers"]:
+    for item in file.layers:
         entry = _object(item, ("layer", "factorize", "weights", "reason"), where)
         name = entry["layer"]
         if not isinstance(name, str) or name not in known:
@@ -64,19 +85,19 @@ def read_plan(path: Path, *, model_sha256: str, entries: Sequence[Layer | Skip],
         if name in given:
             raise RecipeError(f"{path}: layer {name!r} is there twice", hint="remove one of the two")
         given[name] = _read_layer(entry, known[name], f"{where}: layer {name!r}", opset)
-    layers = (given.get(name) or untouched(name, "not in the plan") for name in known)
-    return Plan(schema_version=SCHEMA_VERSION, model_sha256=model_sha256, layers=tuple(layers))
+    layers = tuple(given.get(name) or untouched(name, "not in the plan") for name in known)
+    return Plan(schema_version=SCHEMA_VERSION, model_sha256=file.model_sha256, layers=layers, shrink=dict(file.shrink))
 
 
 def _object(value: Any, keys: Sequence[str], where: str) -> dict[str, Any]:
-    """Return ``value`` as an object with exactly ``keys``; a missing ``reason`` is ``None``."""
+    """Return ``value`` as an object with exactly ``keys``; a missing ``reason`` or ``shrink`` is ``None``."""
     if not isinstance(value, dict):
         found = f"{where}: expected an object with {', '.join(keys)}, found {value!r}"
         raise RecipeError(found[:200], hint=_START_AGAIN)
     for key in value:
         if key not in keys:
             raise RecipeError(f"{where}: unknown key {key!r}", hint=did_you_mean(key, keys))
-    missing = [key for key in keys if key not in value and key != "reason"]
+    missing = [key for key in keys if key not in value and key not in ("reason", "shrink")]
     if missing:
         raise RecipeError(f"{where}: missing {', '.join(missing)}", hint="add it, null where it does not apply")
     return {key: value.get(key) for key in keys}
@@ -132,12 +153,27 @@ def _read_rank(value: Any, limits: tuple[int, ...], where: str) -> int | tuple[i
 def _read_weights(value: Any, layer: Layer, where: str) -> WeightsPlan | None:
     if value is None:
         return None
-    asked = _object(value, ("scheme", "bits", "calibrated"), where)
+    asked = _object(value, ("scheme", "bits", "step", "prune", "calibrated"), where)
+    scheme = _scheme(asked["scheme"], CLUSTER_SCHEMES, where)
+    size, other = ("bits", "step") if scheme == "kmeans" else ("step", "bits")
+    if asked[other] is not None:
+        raise RecipeError(f"{where}: {scheme} has {size}, not {other}", hint=f"set {other} to null")
     return WeightsPlan(
-        scheme=_scheme(asked["scheme"], CLUSTER_SCHEMES, where),
-        bits=_whole(asked["bits"], 8, f"{where}: bits"),
+        scheme=scheme,
+        bits=_whole(asked["bits"], 8, f"{where}: bits") if scheme == "kmeans" else None,
+        step=_number(asked["step"], f"{where}: step", least=0.0, most=math.inf) if scheme == "grid" else None,
+        prune=_number(asked["prune"], f"{where}: prune", least=-1.0, most=1.0),
         calibrated=_calibrated(asked["calibrated"], layer, where),
     )
+
+
+def _number(value: Any, where: str, *, least: float, most: float) -> float:
+    """Return a number above ``least`` and below ``most``; above -1 stands for 0 or more."""
+    number = not isinstance(value, bool) and isinstance(value, int | float)
+    if not number or not least < value < most or (least < 0.0 and value < 0.0):
+        allowed = "a share of 0 or more, below 1" if least < 0.0 else "a number above 0"
+        raise RecipeError(f"{where} must be {allowed}, not {value!r}", hint="correct the value")
+    return float(value)
 
 
 def _scheme(value: Any, allowed: Sequence[str], where: str) -> str:

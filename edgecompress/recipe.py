@@ -18,13 +18,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FACTORIZE_SCHEMES = ("none", *FORM_NAMES, "auto")
-CLUSTER_SCHEMES = ("none", "kmeans")
+CLUSTER_SCHEMES = ("none", "kmeans", "grid")
 DEFAULT_KEEP = 0.5
 DEFAULT_BITS = 5
+DEFAULT_STEP = 1.0
 _OPS = (*FACTORIZABLE_OPS, "ConvTranspose", "LSTM", "GRU", "Gather")
 _SECTIONS = ("ops", "layers")
 BUDGET_UNITS = ("parameters", "macs")
-_BUDGET = ("allocate", "budget_unit")
+_WHOLE_MODEL = ("shrink", "allocate", "budget_unit", "average_bits", "target_size")
 _SIZES = ("rank", "keep", "energy", "evbmf")
 
 
@@ -34,7 +35,8 @@ class Settings:
 
     One of four sizes the factors: ``keep``, the share of the layer's parameters that they may have; ``rank``;
     ``energy``, the share of the squared singular values that the rank must hold; ``evbmf``, the rank that variational
-    Bayes finds. ``bits`` means ``2 ** bits`` clusters.
+    Bayes finds. ``bits`` means ``2 ** bits`` clusters of ``kmeans``; ``step`` is that of a ``grid`` in units of the
+    weights' root mean square; ``prune`` is the share of the weights that become zero.
     """
 
     factorize: str | None = None
@@ -44,21 +46,29 @@ class Settings:
     evbmf: bool | None = None
     cluster: str | None = None
     bits: int | None = None
+    step: float | None = None
+    prune: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Settings by level; ``layers`` maps names or shell patterns (``layer1.*``) to settings, in file order.
 
+    ``shrink`` is the share of its outputs that every layer keeps which just one other layer reads, unit by unit.
     ``allocate``: ``keep`` of all layers is one budget, in ``budget_unit`` (``parameters`` or ``macs``), which the
     factorized layers share, each getting what helps the model's output most; those with a size of their own keep it.
+    ``average_bits`` (coded bits of all weights over their number) and ``target_size`` (bytes of model.ecz) are budgets
+    of grids: the steps of all layers are sized to meet one of them.
     """
 
     everywhere: Settings = field(default_factory=Settings)
     ops: Mapping[str, Settings] = field(default_factory=dict)
     layers: Mapping[str, Settings] = field(default_factory=dict)
+    shrink: float | None = None
     allocate: bool = False
     budget_unit: str = "parameters"
+    average_bits: float | None = None
+    target_size: int | None = None
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -79,9 +89,9 @@ def read_recipe(path: Path) -> Recipe:
     for op in sections["ops"]:
         if op not in _OPS:
             raise RecipeError(f"{path}: unknown operator {op!r} in [ops]", hint=did_you_mean(op, _OPS))
-    budget = {name: content.pop(name) for name in _BUDGET if name in content}
+    budget = {name: content.pop(name) for name in _WHOLE_MODEL if name in content}
     found = Recipe(
-        everywhere=_settings(content, f"{path}", extra=(*_SECTIONS, *_BUDGET)),
+        everywhere=_settings(content, f"{path}", extra=(*_SECTIONS, *_WHOLE_MODEL)),
         ops={op: _settings(entry, f"{path}: [ops.{op}]") for op, entry in sections["ops"].items()},
         layers={name: _settings(entry, f"{path}: [layers.{name!r}]") for name, entry in sections["layers"].items()},
         **budget,
@@ -97,7 +107,16 @@ def _check_budget(recipe: Recipe, where: str) -> Recipe:
     other = [name for name in sizes_in(recipe.everywhere) if name != "keep"]
     if recipe.allocate and other:
         raise RecipeError(f"{where}: allocate and {other[0]} exclude each other", hint="give keep as the budget")
-    return recipe
+    _fraction(recipe.shrink, f"{where}: shrink")
+    _positive(recipe.average_bits, f"{where}: average_bits")
+    _whole(recipe.target_size, 1, None, f"{where}: target_size")
+    if recipe.average_bits is None and recipe.target_size is None:
+        return recipe
+    if recipe.average_bits is not None and recipe.target_size is not None:
+        raise RecipeError(f"{where}: average_bits and target_size exclude each other", hint="give one of them")
+    if recipe.everywhere.cluster not in (None, "grid") or recipe.everywhere.step is not None:
+        raise RecipeError(f"{where}: a budget sizes the steps of grids", hint='set cluster to "grid", leave step out')
+    return replace(recipe, everywhere=replace(recipe.everywhere, cluster="grid"))
 
 
 def _settings(entry: Mapping[str, Any], where: str, *, extra: Sequence[str] = ()) -> Settings:
@@ -116,6 +135,16 @@ def check_settings(settings: Settings, where: str) -> Settings:
     _whole(settings.rank, 1, None, f"{where}: rank")
     _fraction(settings.keep, f"{where}: keep")
     _fraction(settings.energy, f"{where}: energy")
+    _positive(settings.step, f"{where}: step")
+    _fraction(settings.prune, f"{where}: prune")
+    if settings.cluster == "none" and settings.prune is not None:
+        raise RecipeError(f"{where}: prune needs clusters or a grid, whose zero it uses", hint='set cluster to "grid"')
+    if settings.cluster == "grid" and settings.bits is not None:
+        raise RecipeError(f"{where}: bits are those of kmeans", hint='set cluster to "kmeans", or give step')
+    if settings.cluster == "kmeans" and settings.step is not None:
+        raise RecipeError(f"{where}: step is that of a grid", hint='set cluster to "grid", or give bits')
+    if settings.bits is not None and settings.step is not None:
+        raise RecipeError(f"{where}: bits and step exclude each other", hint="bits are for kmeans, step for grid")
     if settings.evbmf not in (None, True):
         raise RecipeError(f"{where}: evbmf must be true, not {settings.evbmf!r}", hint="leave it out instead")
     given = sizes_in(settings)
@@ -127,7 +156,11 @@ def check_settings(settings: Settings, where: str) -> Settings:
         raise RecipeError(
             f"{where}: {given[0]} chooses the ranks of svd and tucker2 only", hint='set factorize to "svd" or "tucker2"'
         )
-    shares = {name: float(value) for name in ("keep", "energy") if (value := getattr(settings, name)) is not None}
+    shares = {
+        name: float(value)
+        for name in ("keep", "energy", "step", "prune")
+        if (value := getattr(settings, name)) is not None
+    }
     return replace(settings, **shares)  # type: ignore[arg-type]  # a TOML file may give the share 1 as an integer
 
 
@@ -139,6 +172,12 @@ def sizes_in(settings: Settings) -> list[str]:
 def _fraction(value: Any, where: str) -> None:
     if value is not None and (isinstance(value, bool) or not isinstance(value, (int, float)) or not 0.0 < value <= 1.0):
         raise RecipeError(f"{where} must be a share above 0 and at most 1, not {value!r}", hint="for example 0.5")
+
+
+def _positive(value: Any, where: str) -> None:
+    number = not isinstance(value, bool) and isinstance(value, (int, float))
+    if value is not None and not (number and 0.0 < value < float("inf")):
+        raise RecipeError(f"{where} must be a number above 0, not {value!r}", hint="for example 1.0")
 
 
 def _choice(value: Any, allowed: Sequence[str], where: str) -> None:
@@ -159,10 +198,12 @@ def _whole(value: Any, least: int, most: int | None, where: str) -> None:
 def with_overrides(recipe: Recipe, overrides: Mapping[str, Any]) -> Recipe:
     """Return the recipe with the settings of a command line in place of its own for all layers; None is not given."""
     given = {key: value for key, value in overrides.items() if value is not None}
-    budget = {key: given.pop(key) for key in _BUDGET if key in given}
+    budget = {key: given.pop(key) for key in _WHOLE_MODEL if key in given}
     everywhere = recipe.everywhere
     if given.keys() & set(_SIZES) or given.get("factorize") == "none":
         everywhere = replace(everywhere, rank=None, keep=None, energy=None, evbmf=None)
+    if given.keys() & {"cluster", "bits", "step"}:
+        everywhere = replace(everywhere, cluster=None, bits=None, step=None)
     everywhere = check_settings(replace(everywhere, **given), "options")
     return _check_budget(replace(recipe, everywhere=everywhere, **budget), "options")
 
@@ -182,14 +223,22 @@ def resolve(recipe: Recipe, layer: Layer) -> Settings:
     merged: dict[str, Any] = {}
     usual = recipe.everywhere.factorize
     scheme = usual if usual not in (None, "none") else "svd"
-    for level in [*(_implied_schemes(level, scheme) for level in specific), recipe.everywhere]:
+    everywhere = recipe.everywhere
+    if everywhere.cluster is None and everywhere.step is not None:
+        everywhere = replace(everywhere, cluster="grid")
+    for level in [*(_implied_schemes(level, scheme) for level in specific), everywhere]:
         sized = bool(merged.keys() & set(_SIZES))
         for key, value in asdict(level).items():
             if value is not None and not (sized and key in _SIZES):
                 merged.setdefault(key, value)
     merged.setdefault("factorize", "none")
-    merged.setdefault("cluster", "kmeans")
-    merged.setdefault("bits", DEFAULT_BITS)
+    if merged.setdefault("cluster", "kmeans") == "kmeans":
+        merged.setdefault("bits", DEFAULT_BITS)
+        merged.pop("step", None)
+    else:
+        merged.pop("bits", None)
+    if merged["cluster"] == "grid":
+        merged.setdefault("step", DEFAULT_STEP)
     if merged["factorize"] != "none" and not merged.keys() & set(_SIZES):
         merged["keep"] = DEFAULT_KEEP
     return Settings(**merged)
@@ -198,6 +247,8 @@ def resolve(recipe: Recipe, layer: Layer) -> Settings:
 def _implied_schemes(level: Settings, scheme: str | None) -> Settings:
     if level.factorize is None and sizes_in(level):
         level = replace(level, factorize=scheme)
+    if level.cluster is None and level.step is not None:
+        return replace(level, cluster="grid")
     return replace(level, cluster="kmeans") if level.cluster is None and level.bits is not None else level
 
 

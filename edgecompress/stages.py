@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgecompress.calibrate import calibrate
+from edgecompress.container import PackResult, pack
+from edgecompress.errors import RecipeError
 from edgecompress.evidence import Outcome
 from edgecompress.graph import constants, open_graph
 from edgecompress.layers import Layer, Skip, find_layers
 from edgecompress.passes.biases import add_biases, bias_names, set_constants
 from edgecompress.passes.factorize import factorize
+from edgecompress.passes.pairs import Pair, find_pairs
 from edgecompress.passes.run import run_pass
+from edgecompress.passes.shrink import shrink, solve_shrink
 from edgecompress.passes.solve import Calibration, Solution, solve_layers
 from edgecompress.passes.weights import values_as_stored, write_values
+from edgecompress.save import save_model
+from edgecompress.sequential import Walk
 
 if TYPE_CHECKING:
+    from edgecompress.data import DataSet
     from edgecompress.model import Array, Model
     from edgecompress.plan import LayerPlan, Plan
     from edgecompress.values import Values
 
     Feeds = Mapping[str, Array] | None
     Progress = Callable[[int, int], None] | None
+
+
+def packed_size(model: Model) -> PackResult:
+    """Return what a model takes in a container, which is not kept."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(model, Path(folder, "model.onnx"))
+        return pack(Path(folder, "model.onnx"), Path(folder, "model.ecz"))
 
 
 def layers_in(entries: Sequence[Layer | Skip]) -> list[Layer]:
@@ -40,6 +58,48 @@ def with_biases(model: Model, plan: Plan, feeds: Feeds) -> tuple[Model, dict[str
     )
     graph = open_graph(model)
     return model, bias_names(graph, [layer for layer in layers_in(find_layers(graph)) if layer.name not in absorbed])
+
+
+def run_shrink(
+    model: Model,
+    data: DataSet,
+    wanted: Callable[[Mapping[str, Pair]], Mapping[str, int]],
+    *,
+    asymmetric: bool,
+    feeds: Feeds,
+    progress: Progress,
+) -> tuple[Model, dict[str, int]]:
+    """Take outputs away from layers that just one other layer reads, and refit that one; return what each keeps.
+
+    ``wanted`` says how many outputs to keep, for the pairs that there are. Raises ``RecipeError`` for a layer that has
+    no such reader, with the reason.
+    """
+    found = _pairs(model)
+    pairs = {name: pair for name, pair in found.items() if isinstance(pair, Pair)}
+    counts = {name: count for name, count in wanted(pairs).items() if name not in pairs or count < pairs[name].units}
+    for name in counts:
+        if name not in pairs:
+            why = found.get(name, "the model has no such layer")
+            raise RecipeError(f"layer {name!r} cannot shrink: {why}", hint="leave it out of the plan's shrink")
+    readers = {pairs[name].consumer.name for name in counts}
+    model, _ = run_pass(model, "biases", lambda graph: add_biases(graph, layers_in(find_layers(graph)), readers), feeds)
+    graph = open_graph(model)
+    layers = layers_in(find_layers(graph))
+    known = Calibration(
+        moments=calibrate(model, [layer for layer in layers if layer.name in readers], data),
+        biases=bias_names(graph, layers),
+        walk=partial(Walk, model, data),
+        asymmetric=asymmetric,
+    )
+    again = [pair for pair in find_pairs(graph, layers).values() if isinstance(pair, Pair)]
+    shrunk = solve_shrink(graph, again, counts, known, progress=progress)
+    model, _ = run_pass(model, "shrink", lambda graph: shrink(graph, layers_in(find_layers(graph)), shrunk), feeds)
+    return model, counts
+
+
+def _pairs(model: Model) -> dict[str, Pair | str]:
+    graph = open_graph(model)
+    return find_pairs(graph, layers_in(find_layers(graph)))
 
 
 def _absorbs_bias(entry: LayerPlan) -> bool:

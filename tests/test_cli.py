@@ -156,7 +156,7 @@ def test_the_defaults_are_five_bits_of_kmeans_and_no_factors(cli: Cli, model, ou
     ]
     for entry in plan_of(out).values():
         assert entry["factorize"] is None
-        assert entry["weights"] == {"scheme": "kmeans", "bits": 5, "calibrated": False}
+        assert entry["weights"] == {"scheme": "kmeans", "bits": 5, "step": None, "prune": 0.0, "calibrated": False}
 
 
 def test_factorize_alone_keeps_half_of_the_parameters(cli: Cli, model, out) -> None:

@@ -209,10 +209,10 @@ def test_every_long_stage_reports_its_progress(tmp_path, model) -> None:
 def test_the_plan_says_everything_that_was_decided(tmp_path, model) -> None:
     report = compress(model, tmp_path / "out", Request(recipe=recipe(factorize="svd", rank=4, bits=3)))
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
-    assert list(plan) == ["schema_version", "model_sha256", "layers"]
+    assert list(plan) == ["schema_version", "model_sha256", "shrink", "layers"]
     assert [(entry["layer"], entry["weights"]) for entry in plan["layers"]] == [
-        ("w1", {"scheme": "kmeans", "bits": 3, "calibrated": False}),
-        ("w2", {"scheme": "kmeans", "bits": 3, "calibrated": False}),
+        ("w1", {"scheme": "kmeans", "bits": 3, "step": None, "prune": 0.0, "calibrated": False}),
+        ("w2", {"scheme": "kmeans", "bits": 3, "step": None, "prune": 0.0, "calibrated": False}),
     ]
     assert plan["layers"][0]["factorize"]["rank"] == report.layers[0].rank == 4
 
@@ -227,7 +227,7 @@ def test_a_model_with_a_scalar_input_is_compressed_without_data(tmp_path) -> Non
 def test_a_ruined_model_is_named_with_its_worst_layers(tmp_path, model) -> None:
     labels = np.arange(400) % 4
     data = tiny.rows(tmp_path / "d.npz", 400, labels=labels)
-    report = compress(model, tmp_path / "out", Request(data=data, recipe=recipe(bits=1, cluster="kmeans")))
+    report = compress(model, tmp_path / "out", Request(data=data, calibrate=False, recipe=recipe(bits=1, cluster="kmeans")))
     assert any("dB SQNR" in text and "w1" in text for text in report.warnings)
     fine = compress(model, tmp_path / "fine", Request(data=data, recipe=recipe(bits=8)))
     assert not any("SQNR" in text or "points" in text for text in fine.warnings)

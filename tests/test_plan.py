@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, replace
 
 import pytest
 from builders import entries, if_model, model, normal
 
 from edgecompress.errors import RecipeError
 from edgecompress.plan import FactorizePlan, WeightsPlan, budget_forms, make_plan, pays_off, plan_to_json
-from edgecompress.plan_file import read_plan
+from edgecompress.plan_file import check_plan, read_plan
 from edgecompress.recipe import Recipe, Settings
 
 BODY = """g (float[N, 40] x, int64[N] i, float[20, 2] given) => (float[N, 20] y, float[N, 30] z)
@@ -26,6 +27,8 @@ ENTRIES = list(
 )
 SHA = "a" * 64
 
+KMEANS = WeightsPlan(scheme="kmeans", bits=5, step=None, prune=0.0, calibrated=False)
+
 
 def planned(*, calibrated=False, **settings):
     plan = make_plan(Recipe(everywhere=Settings(**settings)), ENTRIES, model_sha256=SHA, calibrated=calibrated)
@@ -35,7 +38,7 @@ def planned(*, calibrated=False, **settings):
 def read(tmp_path, content, entries_=ENTRIES, sha=SHA):
     path = tmp_path / "plan.json"
     path.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
-    return read_plan(path, model_sha256=sha, entries=entries_)
+    return check_plan(read_plan(path, model_sha256=sha), entries_)
 
 
 def test_every_entry_has_a_plan_in_order():
@@ -45,7 +48,7 @@ def test_every_entry_has_a_plan_in_order():
 
 def test_defaults_cluster_what_pays_off_and_say_why_not():
     _, by_name = planned()
-    assert by_name["fc"].weights == WeightsPlan(scheme="kmeans", bits=5, calibrated=False)
+    assert by_name["fc"].weights == KMEANS
     assert by_name["fc"].factorize is None
     assert by_name["fc"].reason is None
     assert by_name["tiny"].weights is None
@@ -82,18 +85,32 @@ def test_only_layers_that_take_moments_are_calibrated():
 
 
 def test_a_codebook_must_pay_for_itself():
-    assert not pays_off(40, 4, 5)
-    assert pays_off(400, 4, 5)
-    assert not pays_off(256, 4, 8)
-    assert not pays_off(0, 4, 1)
-    assert pays_off(300, 2, 1)
+    def pays(count, item_bytes, bits):
+        return pays_off(replace(KMEANS, bits=bits), count, item_bytes)
+
+    assert not pays(40, 4, 5)
+    assert pays(400, 4, 5)
+    assert not pays(256, 4, 8)
+    assert not pays(0, 4, 1)
+    assert pays(300, 2, 1)
+
+
+def test_a_step_takes_less_room_than_a_codebook():
+    grid = WeightsPlan(scheme="grid", bits=None, step=1.0, prune=0.0, calibrated=False)
+    assert not pays_off(grid, 40, 4)
+    assert pays_off(grid, 60, 4)
+    assert not pays_off(KMEANS, 60, 4)
 
 
 # reading
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"factorize": "svd"}, {"cluster": "none"}, {"factorize": "svd", "rank": 3, "bits": 8}]
+    "settings",
+    [
+        *({}, {"factorize": "svd"}, {"cluster": "none"}, {"factorize": "svd", "rank": 3, "bits": 8}),
+        *({"cluster": "grid"}, {"step": 1.5}, {"cluster": "grid", "prune": 0.5}),
+    ],
 )
 @pytest.mark.parametrize("calibrated", [True, False])
 def test_a_plan_comes_back_as_it_was(tmp_path, settings, calibrated):
@@ -112,7 +129,7 @@ def test_an_edited_plan_is_applied_as_edited(tmp_path):
         content["layers"][0]["factorize"] = {"scheme": "svd", "rank": 3, "calibrated": False}
         content["layers"][0]["weights"]["bits"] = 2
         content["layers"][1]["weights"] = None
-        content["layers"][2]["weights"] = {"scheme": "kmeans", "bits": 1, "calibrated": False}  # against advice
+        content["layers"][2]["weights"] = asdict(replace(KMEANS, bits=1))  # against advice
         del content["layers"][4]
         del content["layers"][1]["reason"]
 
@@ -135,6 +152,7 @@ def test_an_edited_rank_that_saves_nothing_leaves_the_layer_alone(tmp_path):
 
 
 LAYER = "layers"
+GRID = {"scheme": "grid", "bits": None, "step": 1.0, "prune": 0.0, "calibrated": False}
 
 
 @pytest.mark.parametrize(
@@ -159,8 +177,17 @@ LAYER = "layers"
         (("layers", 0, "weights", "bits"), 9, "bits must be a whole number from 1 to 8, not 9"),
         (("layers", 0, "weights", "bits"), True, "bits must be a whole number from 1 to 8, not True"),
         (("layers", 0, "weights", "bits"), 5.0, "bits must be a whole number from 1 to 8, not 5.0"),
-        (("layers", 0, "weights", "scheme"), "none", "scheme must be one of kmeans, not 'none'"),
+        (("layers", 0, "weights", "scheme"), "none", "scheme must be one of kmeans, grid, not 'none'"),
         (("layers", 0, "weights", "scheme"), ["kmeans"], "scheme must be one of kmeans"),
+        (("layers", 0, "weights", "step"), 1.0, "kmeans has bits, not step"),
+        (("layers", 0, "weights", "prune"), 1.0, "prune must be a share of 0 or more, below 1, not 1.0"),
+        (("layers", 0, "weights", "prune"), -0.1, "prune must be a share of 0 or more"),
+        (("layers", 0, "weights", "prune"), None, "prune must be a share of 0 or more"),
+        (("layers", 0, "weights"), GRID | {"step": 0.0}, "step must be a number above 0, not 0.0"),
+        (("layers", 0, "weights"), GRID | {"step": None}, "step must be a number above 0, not None"),
+        (("layers", 0, "weights"), GRID | {"bits": 3}, "grid has step, not bits"),
+        (("shrink",), [], "shrink must be an object"),
+        (("shrink",), {"fc": 0}, "shrink: 'fc' must be a whole number"),
         (("layers", 0, "weights", "calibrated"), 1, "calibrated must be true or false, not 1"),
         (("layers", 0, "weights", "clusters"), 4, "unknown key 'clusters'"),
         (("layers", 4, "weights", "calibrated"), True, "Gather layer such as this one is never calibrated"),
@@ -218,7 +245,7 @@ def test_json_that_is_no_plan_is_refused(tmp_path, text):
 
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(RecipeError, match="cannot be read"):
-        read_plan(tmp_path / "none.json", model_sha256=SHA, entries=ENTRIES)
+        read_plan(tmp_path / "none.json", model_sha256=SHA)
 
 
 def test_layers_of_bodies_come_back_as_skips(tmp_path):
@@ -312,4 +339,4 @@ def test_a_form_that_the_opset_does_not_know_is_refused(tmp_path):
     path = tmp_path / "plan.json"
     path.write_text(plan_to_json(plan), encoding="utf-8")
     with pytest.raises(RecipeError, match="cannot be done: spectral needs opset 11"):
-        read_plan(path, model_sha256=SHA, entries=ENTRIES, opset=10)
+        check_plan(read_plan(path, model_sha256=SHA), ENTRIES, opset=10)

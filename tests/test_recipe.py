@@ -55,7 +55,7 @@ def test_the_more_specific_level_wins(tmp_path):
 
 def test_levels_are_joined_setting_by_setting(tmp_path):
     text = 'factorize = "svd"\nkeep = 0.3\n[ops.MatMul]\nbits = 7\n[layers.fc_1]\ncluster = "none"'
-    assert settled(tmp_path, text) == Settings(factorize="svd", keep=0.3, cluster="none", bits=7)
+    assert settled(tmp_path, text) == Settings(factorize="svd", keep=0.3, cluster="none")
 
 
 def test_a_name_with_pattern_characters_is_first_of_all_a_name(tmp_path):
@@ -246,8 +246,53 @@ def test_a_recipe_may_ask_for_one_budget(tmp_path):
         ("allocate = 1", "allocate must be true or false"),
         ('allocate = true\nbudget_unit = "bytes"', "budget_unit must be one of parameters, macs"),
         ("allocate = true\nrank = 3", "allocate and rank exclude each other"),
+        ("average_bits = 2\ntarget_size = 1000", "average_bits and target_size exclude each other"),
+        ("average_bits = 0", "average_bits must be a number above 0"),
+        ("target_size = 1.5", "target_size must be a whole number"),
+        ('target_size = 1000\ncluster = "kmeans"', "a budget sizes the steps of grids"),
+        ("average_bits = 2\nstep = 1", "a budget sizes the steps of grids"),
+        ("shrink = 2", "shrink must be a share"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(tmp_path, text, complaint):
+    with pytest.raises(RecipeError, match=complaint):
+        recipe_of(tmp_path, text)
+
+
+# --- grids
+
+
+def test_a_step_asks_for_a_grid_and_bits_for_kmeans(tmp_path):
+    assert settled(tmp_path, "step = 2") == Settings(factorize="none", cluster="grid", step=2.0)
+    assert settled(tmp_path, 'cluster = "grid"') == Settings(factorize="none", cluster="grid", step=1.0)
+    assert settled(tmp_path, "bits = 4\n[layers.fc_1]\nstep = 0.5").cluster == "grid"
+    found = settled(tmp_path, "step = 1.5\nprune = 0.25\n[layers.fc_1]\nbits = 4")
+    assert found == Settings(factorize="none", cluster="kmeans", bits=4, prune=0.25)
+
+
+def test_a_budget_puts_every_layer_on_a_grid(tmp_path):
+    recipe = recipe_of(tmp_path, "average_bits = 1.5")
+    assert (recipe.average_bits, recipe.everywhere.cluster) == (1.5, "grid")
+    assert with_overrides(Recipe(), {"target_size": 5000}).everywhere.cluster == "grid"
+
+
+def test_the_command_line_replaces_a_grid_by_clusters(tmp_path):
+    recipe = recipe_of(tmp_path, "step = 1.5")
+    assert resolve(with_overrides(recipe, {"bits": 4}), FOUND["fc_1"]).cluster == "kmeans"
+    assert resolve(with_overrides(recipe, {"cluster": "none"}), FOUND["fc_1"]).cluster == "none"
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("bits = 4\nstep = 1", "bits and step exclude each other"),
+        ('cluster = "grid"\nbits = 4', "bits are those of kmeans"),
+        ('cluster = "kmeans"\nstep = 1', "step is that of a grid"),
+        ('cluster = "none"\nprune = 0.5', "prune needs clusters or a grid"),
+        ("step = true", "step must be a number above 0"),
+        ("step = inf", "step must be a number above 0"),
+    ],
+)
+def test_settings_of_values_that_make_no_sense_are_refused(tmp_path, text, complaint):
     with pytest.raises(RecipeError, match=complaint):
         recipe_of(tmp_path, text)

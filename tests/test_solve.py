@@ -108,7 +108,7 @@ def test_layers_clustered_on_what_clustered_layers_give_make_up_for_their_errors
 
 
 def clusters_plan(bits, names=NAMES):
-    scheme = WeightsPlan(scheme="kmeans", bits=bits, calibrated=True)
+    scheme = WeightsPlan(scheme="kmeans", bits=bits, step=None, prune=0.0, calibrated=True)
     layers = tuple(LayerPlan(layer=name, factorize=None, weights=scheme, reason=None) for name in names)
     return Plan(schema_version=1, model_sha256="", layers=layers)
 

@@ -18,7 +18,7 @@ from edgecompress.plan import LayerPlan, Plan, WeightsPlan
 
 
 def plan_for(*layers, bits=2, calibrated=False):
-    scheme = WeightsPlan(scheme="kmeans", bits=bits, calibrated=calibrated)
+    scheme = WeightsPlan(scheme="kmeans", bits=bits, step=None, prune=0.0, calibrated=calibrated)
     plans = (LayerPlan(layer=name, factorize=None, weights=scheme, reason=None) for name in layers)
     return Plan(schema_version=1, model_sha256="", layers=tuple(plans))
 

@@ -9,7 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecompress.cluster.codebook import to_codebook
+from edgecompress.cluster.feedback import eliminate
+from edgecompress.cluster.forms import Clustered
+from edgecompress.cluster.grid import grid_step, to_grid
 from edgecompress.cluster.kmeans import kmeans
+from edgecompress.cluster.prune import prune
 from edgecompress.factorize.factors import factors, with_factors
 from edgecompress.factorize.forms import AffineLowRank
 from edgecompress.factorize.solve import solve_layer
@@ -39,7 +44,7 @@ class Calibration:
 
     ``moments`` are by layer, of the original; ``biases`` names the constant of each layer's bias that may be corrected;
     ``walk`` makes a new walk through both models for the layers it is given, ``None`` without data; ``asymmetric`` and
-    ``correct`` say what it is used for.
+    ``correct`` say what it is used for. ``feedback``: values make up for the errors of those chosen before.
     """
 
     moments: Mapping[str, Moments] = field(default_factory=dict)
@@ -47,6 +52,7 @@ class Calibration:
     walk: Callable[[Sequence[Layer]], Walk] | None = None
     asymmetric: bool = False
     correct: bool = False
+    feedback: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +116,7 @@ def solve_layers(
         if layer.name in changed:
             is_calibrated = any(stage and stage.calibrated for stage in (entry.factorize, entry.weights))
             moments, target = _problem(layer, weight, known, walk) if is_calibrated else (None, weight)
-            solution = _solved(graph, layer, entry, target, moments)
+            solution = _solved(graph, layer, entry, (target, moments), feedback=known.feedback)
         if walk is not None:
             solution = _settled(graph, layer, weight, solution, known=known, walk=walk)
         found[layer.name] = solution
@@ -129,9 +135,11 @@ def _problem(layer: Layer, weight: Array, known: Calibration, walk: Walk | None)
     return (centred(moments) if moments is not None and correctable else moments), weight
 
 
-def _solved(graph: Graph, layer: Layer, entry: LayerPlan, target: Array, moments: Moments | None) -> Solution:
+def _solved(
+    graph: Graph, layer: Layer, entry: LayerPlan, problem: tuple[Array, Moments | None], *, feedback: bool
+) -> Solution:
     """Return the form and the values that the plan asks for."""
-    form, values = None, entry.weights
+    (target, moments), form, values = problem, None, entry.weights
     if entry.factorize is not None:
         used = moments if entry.factorize.calibrated else None
         bias = read_bias(graph, layer)
@@ -140,25 +148,46 @@ def _solved(graph: Graph, layer: Layer, entry: LayerPlan, target: Array, moments
     if values is None:
         return Solution(form, (None,) * (1 if form is None else len(factors(form))))
     used = moments if values.calibrated else None
-    assign = partial(_assign, values)
+    assign = partial(_assign, values, feedback)
     if form is None:
         return Solution(None, (assign(target, used),))
     return Solution(*quantise_form(form, target, used, assign, pays_off=partial(_pays_off, values)))
 
 
-def _assign(asked: WeightsPlan, weight: Array, moments: Moments | None) -> Values:
+def _assign(asked: WeightsPlan, feedback: bool, weight: Array, moments: Moments | None) -> Values:
     """Return the few values of a canonical weight or factor."""
-    importance = None
-    if moments is not None:
-        diagonal = moments.diagonal
-        groups, columns = diagonal.shape
-        rows = np.broadcast_to(diagonal[:, None], (groups, len(weight) // groups, columns))
-        importance = rows.reshape(weight.shape)
-    return kmeans(weight, 2**asked.bits, importance)
+    elimination = eliminate(moments) if moments is not None and feedback else None
+    keep = None
+    if asked.prune:
+        weight = prune(weight, asked.prune, moments if feedback else None)
+        keep = weight != 0
+    if asked.step is not None:
+        return to_grid(weight, grid_step(weight, asked.step), elimination, keep=keep)
+    assert asked.bits is not None
+    if elimination is not None and moments is not None:
+        return to_codebook(weight, 2**asked.bits, moments, elimination, keep=keep)
+    form = kmeans(weight, 2**asked.bits, _importance(weight, moments))
+    return form if keep is None else _with_zero(form)
+
+
+def _importance(weight: Array, moments: Moments | None) -> Array | None:
+    """Return how much a squared error of each value adds to that of the output: the mean square of its input."""
+    if moments is None:
+        return None
+    groups, columns = moments.diagonal.shape
+    rows = np.broadcast_to(moments.diagonal[:, None], (groups, len(weight) // groups, columns))
+    return rows.reshape(weight.shape)
+
+
+def _with_zero(form: Clustered) -> Clustered:
+    """Return the clusters with the centroid next to zero exactly there, where what is pruned is."""
+    codebook = form.codebook.copy()
+    codebook[np.argmin(np.abs(codebook))] = 0
+    return Clustered(codebook, form.indices)
 
 
 def _pays_off(asked: WeightsPlan, factor: Array) -> bool:
-    return pays_off(factor.size, factor.itemsize, asked.bits)
+    return pays_off(asked, factor.size, factor.itemsize)
 
 
 def _settled(
