@@ -227,7 +227,8 @@ def test_a_model_with_a_scalar_input_is_compressed_without_data(tmp_path) -> Non
 def test_a_ruined_model_is_named_with_its_worst_layers(tmp_path, model) -> None:
     labels = np.arange(400) % 4
     data = tiny.rows(tmp_path / "d.npz", 400, labels=labels)
-    report = compress(model, tmp_path / "out", Request(data=data, calibrate=False, recipe=recipe(bits=1, cluster="kmeans")))
+    plain = Request(data=data, calibrate=False, recipe=recipe(bits=1, cluster="kmeans"))
+    report = compress(model, tmp_path / "out", plain)
     assert any("dB SQNR" in text and "w1" in text for text in report.warnings)
     fine = compress(model, tmp_path / "fine", Request(data=data, recipe=recipe(bits=8)))
     assert not any("SQNR" in text or "points" in text for text in fine.warnings)
