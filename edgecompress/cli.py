@@ -189,6 +189,10 @@ def compress(
     target_size: Annotated[
         int | None, _what(metavar="BYTES", help="Size the steps of grids: bytes of model.ecz, everything counted.")
     ] = None,
+    quantize: Annotated[
+        str | None,
+        _what(metavar="none|int8", help="Run layers in 8 bits, on the codes of their grids (needs --data)."),
+    ] = None,
     prune: Annotated[
         float | None, _what(metavar="SHARE", parser=_share("--prune"), help="Share of the weights that become zero.")
     ] = None,
@@ -244,6 +248,7 @@ def compress(
             "budget_unit": budget_unit,
             "step": step,
             "prune": prune,
+            "quantize": quantize,
             "average_bits": average_bits,
             "target_size": target_size,
         },

@@ -60,6 +60,7 @@ class Outcome:
     clusters: Mapping[str, Values]
     moments: Mapping[str, Moments]
     macs: Mapping[str, int | None]
+    int8: frozenset[str] = frozenset()
 
 
 def layer_rows(outcome: Outcome, packed: PackResult, originals: Mapping[str, Layer]) -> tuple[LayerRow, ...]:
@@ -176,6 +177,7 @@ def _scheme(layer: Layer, plan: LayerPlan, outcome: Outcome) -> str:
     if plan.factorize is not None and layer.name in outcome.forms:
         steps.append(f"{plan.factorize.scheme} rank {'x'.join(map(str, plan.factorize.ranks))}")
     steps += dict.fromkeys(scheme_of(outcome.clusters[name]) for name in names if name in outcome.clusters)
+    steps += ["int8"] if outcome.int8.intersection(names) else []
     return ", ".join(steps) or UNTOUCHED
 
 

@@ -246,6 +246,8 @@ def _decide(
                 shrink=shrunk,
                 progress=progress,
             )
+    if plan.quantize == "int8" and case.calibration is None:
+        raise RecipeError("int8 takes the ranges of activations from calibration data", hint="give --data")
     _check_untouched(graph, layers_in(entries), plan)
     return plan, moments
 
@@ -303,7 +305,9 @@ def _solve(
 
     def run(asked: Plan, name: str) -> tuple[Plan, Model, Outcome]:
         with request.step(name) as progress:
-            stages = run_stages(model, entries, asked, known, free=free, feeds=case.feeds, progress=progress)
+            stages = run_stages(
+                model, entries, asked, known, data=case.calibration, free=free, feeds=case.feeds, progress=progress
+            )
         return asked, *stages
 
     budget = request.recipe.target_size or request.recipe.average_bits

@@ -69,11 +69,13 @@ class Plan:
     """The plans of all layers, in graph order, for the model with this SHA-256.
 
     ``shrink`` says how many outputs some layers keep; the others of the plan are decided for what is left then.
+    ``quantize`` = ``int8`` runs what can be in 8 bits.
     """
 
     schema_version: int
     model_sha256: str
     shrink: Mapping[str, int] = field(default_factory=dict)
+    quantize: str = "none"
     layers: tuple[LayerPlan, ...]
 
 
@@ -121,7 +123,11 @@ def make_plan(
             decided = _factorize_plan(entry, settings, with_moments, choose=choose, opset=opset)
         plans.append(_layer_plan(entry, settings, with_moments, decided))
     return Plan(
-        schema_version=SCHEMA_VERSION, model_sha256=model_sha256, shrink=dict(shrink or {}), layers=tuple(plans)
+        schema_version=SCHEMA_VERSION,
+        model_sha256=model_sha256,
+        shrink=dict(shrink or {}),
+        quantize=recipe.quantize,
+        layers=tuple(plans),
     )
 
 

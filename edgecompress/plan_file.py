@@ -25,7 +25,7 @@ from edgecompress.plan import (
     plain,
     untouched,
 )
-from edgecompress.recipe import CLUSTER_SCHEMES
+from edgecompress.recipe import CLUSTER_SCHEMES, QUANTIZE_SCHEMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -43,6 +43,7 @@ class PlanFile:
     path: Path
     model_sha256: str
     shrink: Mapping[str, int]
+    quantize: str
     layers: Sequence[Any]
 
 
@@ -54,7 +55,7 @@ def read_plan(path: Path, *, model_sha256: str) -> PlanFile:
         raise RecipeError(f"{path}: cannot be read: {error.strerror}", hint="check the path") from error
     except (ValueError, RecursionError) as error:
         raise RecipeError(f"{path}: not JSON: {error}", hint=_START_AGAIN) from error
-    content = _object(content, ("schema_version", "model_sha256", "shrink", "layers"), str(path))
+    content = _object(content, ("schema_version", "model_sha256", "shrink", "quantize", "layers"), str(path))
     version = content["schema_version"]
     if isinstance(version, bool) or version != SCHEMA_VERSION:
         raise RecipeError(f"{path}: schema_version {version!r} is not {SCHEMA_VERSION}", hint="make it again")
@@ -66,7 +67,12 @@ def read_plan(path: Path, *, model_sha256: str) -> PlanFile:
         raise RecipeError(f"{path}: shrink must be an object of layers and counts", hint=_START_AGAIN)
     shrink = (content["shrink"] or {}).items()
     counts = {name: _whole(count, _MOST_UNITS, f"{path}: shrink: {name!r}") for name, count in shrink}
-    return PlanFile(path, model_sha256, counts, content["layers"])
+    quantize = "none" if content["quantize"] is None else content["quantize"]
+    if quantize not in QUANTIZE_SCHEMES:
+        raise RecipeError(
+            f"{path}: quantize must be one of {', '.join(QUANTIZE_SCHEMES)}, not {quantize!r}", hint="correct the value"
+        )
+    return PlanFile(path, model_sha256, counts, quantize, content["layers"])
 
 
 def check_plan(file: PlanFile, entries: Sequence[Layer | Skip], *, opset: int = MAX_OPSET) -> Plan:
@@ -86,18 +92,24 @@ def check_plan(file: PlanFile, entries: Sequence[Layer | Skip], *, opset: int = 
             raise RecipeError(f"{path}: layer {name!r} is there twice", hint="remove one of the two")
         given[name] = _read_layer(entry, known[name], f"{where}: layer {name!r}", opset)
     layers = tuple(given.get(name) or untouched(name, "not in the plan") for name in known)
-    return Plan(schema_version=SCHEMA_VERSION, model_sha256=file.model_sha256, layers=layers, shrink=dict(file.shrink))
+    return Plan(
+        schema_version=SCHEMA_VERSION,
+        model_sha256=file.model_sha256,
+        layers=layers,
+        shrink=dict(file.shrink),
+        quantize=file.quantize,
+    )
 
 
 def _object(value: Any, keys: Sequence[str], where: str) -> dict[str, Any]:
-    """Return ``value`` as an object with exactly ``keys``; a missing ``reason`` or ``shrink`` is ``None``."""
+    """Return ``value`` as an object with exactly ``keys``; what may be missing of them is ``None`` then."""
     if not isinstance(value, dict):
         found = f"{where}: expected an object with {', '.join(keys)}, found {value!r}"
         raise RecipeError(found[:200], hint=_START_AGAIN)
     for key in value:
         if key not in keys:
             raise RecipeError(f"{where}: unknown key {key!r}", hint=did_you_mean(key, keys))
-    missing = [key for key in keys if key not in value and key not in ("reason", "shrink")]
+    missing = [key for key in keys if key not in value and key not in ("reason", "shrink", "quantize")]
     if missing:
         raise RecipeError(f"{where}: missing {', '.join(missing)}", hint="add it, null where it does not apply")
     return {key: value.get(key) for key in keys}

@@ -25,7 +25,8 @@ DEFAULT_STEP = 1.0
 _OPS = (*FACTORIZABLE_OPS, "ConvTranspose", "LSTM", "GRU", "Gather")
 _SECTIONS = ("ops", "layers")
 BUDGET_UNITS = ("parameters", "macs")
-_WHOLE_MODEL = ("shrink", "allocate", "budget_unit", "average_bits", "target_size")
+_WHOLE_MODEL = ("shrink", "allocate", "budget_unit", "average_bits", "target_size", "quantize")
+QUANTIZE_SCHEMES = ("none", "int8")
 _SIZES = ("rank", "keep", "energy", "evbmf")
 
 
@@ -58,7 +59,8 @@ class Recipe:
     ``allocate``: ``keep`` of all layers is one budget, in ``budget_unit`` (``parameters`` or ``macs``), which the
     factorized layers share, each getting what helps the model's output most; those with a size of their own keep it.
     ``average_bits`` (coded bits of all weights over their number) and ``target_size`` (bytes of model.ecz) are budgets
-    of grids: the steps of all layers are sized to meet one of them.
+    of grids: the steps of all layers are sized to meet one of them. ``quantize`` = ``int8`` runs layers in 8 bits, on
+    the codes of their grids; weights that are on none get 8 bits and a step for each output.
     """
 
     everywhere: Settings = field(default_factory=Settings)
@@ -69,6 +71,20 @@ class Recipe:
     budget_unit: str = "parameters"
     average_bits: float | None = None
     target_size: int | None = None
+    quantize: str = "none"
+
+
+def _for_int8(recipe: Recipe, where: str) -> Recipe:
+    """Return the recipe with grids where nothing is said: int8 multiplies their codes, not values of a codebook."""
+    levels = (recipe.everywhere, *recipe.ops.values(), *recipe.layers.values())
+    if any(level.cluster == "kmeans" or level.bits is not None for level in levels):
+        raise RecipeError(
+            f"{where}: int8 runs on the codes of a grid, which clusters of kmeans are not",
+            hint='set cluster to "grid" or "none"',
+        )
+    if recipe.everywhere.cluster is not None:
+        return recipe
+    return replace(recipe, everywhere=replace(recipe.everywhere, cluster="grid"))
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -110,6 +126,9 @@ def _check_budget(recipe: Recipe, where: str) -> Recipe:
     _fraction(recipe.shrink, f"{where}: shrink")
     _positive(recipe.average_bits, f"{where}: average_bits")
     _whole(recipe.target_size, 1, None, f"{where}: target_size")
+    _choice(recipe.quantize, QUANTIZE_SCHEMES, f"{where}: quantize")
+    if recipe.quantize == "int8":
+        recipe = _for_int8(recipe, where)
     if recipe.average_bits is None and recipe.target_size is None:
         return recipe
     if recipe.average_bits is not None and recipe.target_size is not None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompress.calibrate import calibrate
+from edgecompress.cluster.forms import Grid
 from edgecompress.container import PackResult, pack
 from edgecompress.errors import RecipeError
 from edgecompress.evidence import Outcome
@@ -17,6 +19,8 @@ from edgecompress.layers import Layer, Skip, find_layers
 from edgecompress.passes.biases import add_biases, bias_names, set_constants
 from edgecompress.passes.factorize import factorize
 from edgecompress.passes.pairs import Pair, find_pairs
+from edgecompress.passes.precision import choose_int8, run_int8
+from edgecompress.passes.quantize import eight_bits
 from edgecompress.passes.run import run_pass
 from edgecompress.passes.shrink import shrink, solve_shrink
 from edgecompress.passes.solve import Calibration, Solution, solve_layers
@@ -112,13 +116,14 @@ def run_stages(
     plan: Plan,
     known: Calibration,
     *,
+    data: DataSet | None,
     free: Mapping[str, tuple[int, ...]],
     feeds: Feeds,
     progress: Progress,
 ) -> tuple[Model, Outcome]:
     """Do what the plan says; return the final model and what became of the layers.
 
-    ``free`` gives the input shapes that MACs are counted for.
+    ``free`` gives the input shapes that MACs are counted for; int8 takes the ranges of activations from ``data``.
     """
     before, layers = open_graph(model), layers_in(entries)
     found = solve_layers(before, layers, plan, known, progress=progress)
@@ -142,8 +147,24 @@ def run_stages(
         moments=known.moments,
         macs={layer.name: layer.macs for layer in layers_in(find_layers(after, free))},
     )
-    final, _ = run_pass(result, "cluster", lambda graph: write_values(graph, outcome.clusters), feeds)
-    return final, outcome
+    if data is None or plan.quantize == "none":
+        final, _ = run_pass(result, "cluster", lambda graph: write_values(graph, outcome.clusters), feeds)
+        return final, outcome
+    return _in_int8(result, outcome, data, feeds)
+
+
+def _in_int8(model: Model, outcome: Outcome, data: DataSet, feeds: Feeds) -> tuple[Model, Outcome]:
+    """Return the model with what can be in int8, and the outcome with the codes that this gives to other weights."""
+    grids = {name: form for name, form in outcome.clusters.items() if isinstance(form, Grid)}
+    chosen = choose_int8(model, grids, data)
+    graph = open_graph(model)
+    layers = [layer for layer in layers_in(find_layers(graph)) if layer.name in chosen.names]
+    grids |= {layer.name: eight_bits(graph, layer) for layer in layers if layer.name not in grids}
+    model, _ = run_int8(model, chosen.names, chosen.ranges, grids, feeds=feeds)
+    rest = {name: form for name, form in outcome.clusters.items() if name not in chosen.names}
+    final, _ = run_pass(model, "cluster", lambda graph: write_values(graph, rest), feeds)
+    codes = {name: grids[name] for name in chosen.names}
+    return final, replace(outcome, clusters={**outcome.clusters, **codes}, int8=chosen.names)
 
 
 def _by_constant(

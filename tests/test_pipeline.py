@@ -209,7 +209,7 @@ def test_every_long_stage_reports_its_progress(tmp_path, model) -> None:
 def test_the_plan_says_everything_that_was_decided(tmp_path, model) -> None:
     report = compress(model, tmp_path / "out", Request(recipe=recipe(factorize="svd", rank=4, bits=3)))
     plan = json.loads((tmp_path / "out" / "plan.json").read_text())
-    assert list(plan) == ["schema_version", "model_sha256", "shrink", "layers"]
+    assert list(plan) == ["schema_version", "model_sha256", "shrink", "quantize", "layers"]
     assert [(entry["layer"], entry["weights"]) for entry in plan["layers"]] == [
         ("w1", {"scheme": "kmeans", "bits": 3, "step": None, "prune": 0.0, "calibrated": False}),
         ("w2", {"scheme": "kmeans", "bits": 3, "step": None, "prune": 0.0, "calibrated": False}),

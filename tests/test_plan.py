@@ -187,6 +187,7 @@ GRID = {"scheme": "grid", "bits": None, "step": 1.0, "prune": 0.0, "calibrated":
         (("layers", 0, "weights"), GRID | {"step": None}, "step must be a number above 0, not None"),
         (("layers", 0, "weights"), GRID | {"bits": 3}, "grid has step, not bits"),
         (("shrink",), [], "shrink must be an object"),
+        (("quantize",), "int4", "quantize must be one of none, int8, not 'int4'"),
         (("shrink",), {"fc": 0}, "shrink: 'fc' must be a whole number"),
         (("layers", 0, "weights", "calibrated"), 1, "calibrated must be true or false, not 1"),
         (("layers", 0, "weights", "clusters"), 4, "unknown key 'clusters'"),

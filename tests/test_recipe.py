@@ -252,6 +252,9 @@ def test_a_recipe_may_ask_for_one_budget(tmp_path):
         ('target_size = 1000\ncluster = "kmeans"', "a budget sizes the steps of grids"),
         ("average_bits = 2\nstep = 1", "a budget sizes the steps of grids"),
         ("shrink = 2", "shrink must be a share"),
+        ('quantize = "int4"', "quantize must be one of none, int8"),
+        ('quantize = "int8"\nbits = 4', "int8 runs on the codes of a grid"),
+        ('quantize = "int8"\n[layers.fc_1]\ncluster = "kmeans"', "int8 runs on the codes of a grid"),
     ],
 )
 def test_a_budget_that_makes_no_sense_is_refused(tmp_path, text, complaint):
@@ -274,6 +277,12 @@ def test_a_budget_puts_every_layer_on_a_grid(tmp_path):
     recipe = recipe_of(tmp_path, "average_bits = 1.5")
     assert (recipe.average_bits, recipe.everywhere.cluster) == (1.5, "grid")
     assert with_overrides(Recipe(), {"target_size": 5000}).everywhere.cluster == "grid"
+
+
+def test_int8_puts_layers_on_grids_where_nothing_is_said(tmp_path):
+    assert recipe_of(tmp_path, 'quantize = "int8"').everywhere.cluster == "grid"
+    assert recipe_of(tmp_path, 'quantize = "int8"\ncluster = "none"').everywhere.cluster == "none"
+    assert with_overrides(Recipe(), {"quantize": "int8", "step": 0.5}).everywhere.step == 0.5
 
 
 def test_the_command_line_replaces_a_grid_by_clusters(tmp_path):
