@@ -317,7 +317,7 @@ def _solve(
     if not layers:
         raise RecipeError("no layer is on a grid, whose step a budget could size", hint='set cluster to "grid"')
     with request.step("measure layers") as progress:
-        relative = relative_steps(open_graph(model), layers, case.calibration, progress=progress)
+        relative = relative_steps(open_graph(model), layers, known.moments, case.calibration, progress=progress)
     attempts = itertools.count(1)
 
     def attempt(scale: float) -> Attempt[tuple[Plan, Model, Outcome]]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
+from edgecompress.cluster.feedback import eliminate
 from edgecompress.cluster.grid import entropy_bits, grid_step, to_grid
 from edgecompress.errors import BudgetError
 from edgecompress.orientation import read_weight, stored
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from edgecompress.data import DataSet
     from edgecompress.graph import Graph
     from edgecompress.layers import Layer
+    from edgecompress.moments import Moments
     from edgecompress.plan import Plan
 
 T = TypeVar("T")
@@ -39,13 +41,19 @@ _SAMPLE = 1 << 16
 
 
 def relative_steps(
-    graph: Graph, layers: Sequence[Layer], data: DataSet | None, *, progress: Progress | None = None
+    graph: Graph,
+    layers: Sequence[Layer],
+    moments: Mapping[str, Moments],
+    data: DataSet | None,
+    *,
+    progress: Progress | None = None,
 ) -> dict[str, float]:
     """Return how wide the step of each layer is beside the others', their weighted geometric mean being 1.
 
     ``(n / d)^(1/4)`` with ``n`` the layer's weights and ``d`` how far the model's output diverges when only this layer
-    is rounded to ``PROBED_SIGMAS``. For a divergence that is quadratic in the error the exponent would be 1/2, where
-    another bit saves every layer alike; as rounded layers disturb each other, half of it is better in practice.
+    is rounded to ``PROBED_SIGMAS``, with feedback where its ``moments`` are known: rounded without, a layer does what
+    it never does in the end. For a divergence that is quadratic in the error the exponent would be 1/2, where another
+    bit saves every layer alike; as rounded layers disturb each other, half of it is better in practice.
     Without data all are alike.
     """
     if data is None:
@@ -54,7 +62,9 @@ def relative_steps(
     logs = []
     for number, layer in enumerate(layers, start=1):
         weight = read_weight(graph, layer)
-        rounded = to_grid(weight, grid_step(weight, PROBED_SIGMAS)).to_dense()
+        known = moments.get(layer.name)
+        elimination = None if known is None else eliminate(known)
+        rounded = to_grid(weight, grid_step(weight, PROBED_SIGMAS), elimination).to_dense()
         found = probe.divergence({layer.name: stored(rounded, layer)})
         logs.append(math.log(layer.parameters / max(found, 1e-9)) / 4 if math.isfinite(found) else 0.0)
         if progress:

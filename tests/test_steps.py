@@ -74,12 +74,12 @@ def test_a_budget_that_the_widest_steps_miss_says_how_small_it_can_get():
 def test_steps_are_as_wide_as_the_output_allows():
     graph, layers = two()
     data = data_of(x=normal(64, 40, seed=3) * np.where(np.arange(40) < 4, 1.0, 0.01).astype(np.float32))
-    relative = relative_steps(graph, layers, data)
+    relative = relative_steps(graph, layers, {}, data)
     sizes = {layer.name: layer.parameters for layer in layers}
     mean = sum(sizes[name] * math.log(step) for name, step in relative.items()) / sum(sizes.values())
     assert mean == pytest.approx(0.0, abs=1e-9)
     assert all(0.25 <= step <= 4 for step in relative.values())
-    assert relative_steps(graph, layers, None) == {"w1": 1.0, "w2": 1.0}
+    assert relative_steps(graph, layers, {}, None) == {"w1": 1.0, "w2": 1.0}
 
 
 def test_a_layer_that_the_output_hardly_depends_on_gets_wider_steps():
@@ -88,7 +88,7 @@ def test_a_layer_that_the_output_hardly_depends_on_gets_wider_steps():
     weights = {"w1": normal(40, 30, seed=1), "w2": normal(40, 30, seed=2), "s": np.float32(0.05)}
     graph = open_graph(model(body, **weights))
     layers = [each for each in find_layers(graph) if isinstance(each, Layer)]
-    relative = relative_steps(graph, layers, data_of(x=normal(64, 40, seed=3)))
+    relative = relative_steps(graph, layers, {}, data_of(x=normal(64, 40, seed=3)))
     assert relative["w2"] > 2 * relative["w1"]
 
 

@@ -14,6 +14,8 @@ Array = NDArray[Any]
 
 LARGEST_CODE = 127
 
+_UNFELT = 0.1  # of the average; the MNIST MLP in 14,000 bytes keeps 96.8 % with it, 93.3 % without; 1 costs ResNet-20
+
 
 def grid_step(weight: Array, sigmas: float, *, per_channel: bool = False) -> Array:
     """Return a step of ``sigmas`` times the root mean square of a weight, or of each output channel (the first axis).
@@ -30,40 +32,43 @@ def grid_step(weight: Array, sigmas: float, *, per_channel: bool = False) -> Arr
     return np.asarray(step, dtype=weight.dtype)
 
 
-def to_grid(
-    weight: Array,
-    step: Array,
-    elimination: Elimination | None = None,
-    *,
-    keep: Array | None = None,
-    dead_zone: float = 0.5,
-) -> Grid:
-    """Round a canonical weight to multiples of ``step``, with feedback where the ``elimination`` is given.
+def to_grid(weight: Array, step: Array, elimination: Elimination | None = None, *, keep: Array | None = None) -> Grid:
+    """Round a canonical weight to multiples of ``step``, with feedback where the elimination of its inputs is given.
+
+    Where it is, small weights of inputs that hardly matter become zero: those that cost less than a tenth of what
+    rounding costs on average. Codes of inputs that are always zero would otherwise be paid for, and do nothing.
 
     Args:
         weight: ``(C_out, ..)``, finite.
         step: see ``Grid``.
         elimination: of the layer's inputs.
         keep: of the weight's shape; codes where it is false are 0.
-        dead_zone: values of less than this many steps become 0; at 0.5, every value the nearest code.
     """
     if elimination is None:
-        codes = _codes(weight, step, dead_zone)
+        codes = _codes(weight, step)
         return Grid(step, codes if keep is None else codes * keep.astype(np.int8))
+    felt = _felt(weight, step, elimination)
     steps = step if step.ndim == 0 else step.reshape(elimination.order.shape[0], -1)
 
     def rule(values: Array) -> Array:
-        return _codes(values, steps, dead_zone).astype(step.dtype) * steps
+        return _codes(values, steps).astype(step.dtype) * steps
 
-    return Grid(step, _codes(assign(weight, elimination, rule, keep), step, 0.5))
+    return Grid(step, _codes(assign(weight, elimination, rule, felt if keep is None else keep & felt), step))
 
 
-def _codes(values: Array, step: Array, dead_zone: float) -> NDArray[np.int8]:
-    units = values / step
-    codes = np.clip(np.rint(units), -LARGEST_CODE, LARGEST_CODE)
-    if dead_zone > 0.5:
-        codes = np.where(np.abs(units) < dead_zone, 0, codes)
-    return codes.astype(np.int8)
+def _felt(weight: Array, step: Array, elimination: Elimination) -> NDArray[np.bool_]:
+    """Tell which weights cost more, when they become zero, than a share of what half a step costs on average."""
+    energies = np.empty_like(elimination.energies)
+    np.put_along_axis(energies, elimination.order, elimination.energies, axis=1)
+    groups, width = energies.shape
+    rows = (weight / step).astype(np.float64).reshape(groups, -1, width)
+    cost = rows**2 * energies[:, None]
+    allowed = _UNFELT * 0.25 * energies.mean(axis=1, keepdims=True)[:, None]
+    return np.asarray((cost >= allowed).reshape(weight.shape))
+
+
+def _codes(values: Array, step: Array) -> NDArray[np.int8]:
+    return np.clip(np.rint(values / step), -LARGEST_CODE, LARGEST_CODE).astype(np.int8)
 
 
 def entropy_bits(codes: Array) -> float:

@@ -162,7 +162,9 @@ def _assign(asked: WeightsPlan, feedback: bool, weight: Array, moments: Moments 
         weight = prune(weight, asked.prune, moments if feedback else None)
         keep = weight != 0
     if asked.step is not None:
-        return to_grid(weight, grid_step(weight, asked.step), elimination, keep=keep)
+        # channels of a depthwise convolution differ too much in size for one step
+        several = moments is not None and len(moments.second_moment) > 1
+        return to_grid(weight, grid_step(weight, asked.step, per_channel=several), elimination, keep=keep)
     assert asked.bits is not None
     if elimination is not None and moments is not None:
         return to_codebook(weight, 2**asked.bits, moments, elimination, keep=keep)
