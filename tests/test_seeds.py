@@ -150,11 +150,6 @@ def test_the_largest_frequencies_are_the_nearest_and_the_lowest_hold_the_mean():
     assert low.mean() == pytest.approx(weight.mean(), abs=1e-12)
 
 
-def test_pruning_zeroes_the_values_of_least_magnitude():
-    weight = np.array([[3.0, -0.5], [-4.0, 1.0]])
-    assert load("sources.mnist").pruned(weight, 0.5).tolist() == [[3.0, 0.0], [-4.0, 0.0]]
-
-
 @pytest.mark.parametrize("source", ["mnist", "skoltech"])
 def test_without_the_data_a_note_takes_the_place_of_a_table(source):
     tables = load("sources.tables")

@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecompress.cluster.codebook import to_codebook
+from edgecompress.cluster.feedback import eliminate
 from edgecompress.cluster.kmeans import kmeans
+from edgecompress.cluster.prune import prune
 from edgecompress.factorize.spectral import best_block, spectral
 from edgecompress.factorize.svd import calibrated_svd, plain_svd
-from edgecompress.moments import regularised_diagonal
 from sources.cases import MISSING, Case, open_case
 from sources.models import clustered, factorized, with_weights
 from sources.tables import Options, Table
@@ -102,8 +104,10 @@ def _svd(case: Case, layer: str, rank: float, published: str) -> list[Row]:
 
 
 def _prune(case: Case, layer: str, share: float, published: str) -> list[Row]:
-    found = case.measure(with_weights(case.model, {layer: pruned(case.weights[layer], share)}))
-    return [(f"{layer}, {share:.0%} pruned by magnitude", published, found, "", "edgecompress does not prune yet")]
+    weight = case.weights[layer]
+    weights = prune(weight, share), prune(weight, share, case.moments[layer])
+    plain, calibrated = (case.measure(with_weights(case.model, {layer: each})) for each in weights)
+    return [(f"{layer}, {share:.0%} pruned", published, plain, calibrated, "")]
 
 
 def _signed(case: Case, layer: str, share: float, published: str) -> list[Row]:
@@ -115,12 +119,12 @@ def _signed(case: Case, layer: str, share: float, published: str) -> list[Row]:
 
 
 def _kmeans(case: Case, layer: str, bits: float, published: str) -> list[Row]:
-    weight, diagonal = case.weights[layer], case.moments[layer].diagonal[0]
-    importances = None, regularised_diagonal(diagonal)[None, :]
-    forms = [kmeans(weight, 2 ** int(bits), importance) for importance in importances]
+    weight, moments = case.weights[layer], case.moments[layer]
+    clusters = 2 ** int(bits)
+    forms = kmeans(weight, clusters), to_codebook(weight, clusters, moments, eliminate(moments))
     plain, calibrated = (case.measure(clustered(case.model, {layer: form})) for form in forms)
     reason = "" if published in ("", plain) else "another start of Lloyd's rounds"
-    return [(f"{layer}, k-means with {2 ** int(bits)} clusters", published, plain, calibrated, reason)]
+    return [(f"{layer}, k-means with {clusters} clusters", published, plain, calibrated, reason)]
 
 
 def _fft(case: Case, layer: str, share: float, published: str) -> list[Row]:
@@ -144,11 +148,6 @@ def _fft(case: Case, layer: str, share: float, published: str) -> list[Row]:
 
 
 _RECIPES = {"svd": _svd, "prune": _prune, "signed": _signed, "kmeans": _kmeans, "fft": _fft}
-
-
-def pruned(weight: Array, share: float) -> Array:
-    """Return a weight with the ``share`` of values of least magnitude set to zero."""
-    return np.where(np.abs(weight) < np.quantile(np.abs(weight), share), 0, weight)
 
 
 def fft_truncated(weight: Array, share: float, *, largest: bool) -> Array:
