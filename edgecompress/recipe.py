@@ -156,6 +156,8 @@ def check_settings(settings: Settings, where: str) -> Settings:
     _fraction(settings.energy, f"{where}: energy")
     _positive(settings.step, f"{where}: step")
     _fraction(settings.prune, f"{where}: prune")
+    if settings.prune == 1:
+        raise RecipeError(f"{where}: prune must be a share below 1, not {settings.prune!r}", hint="for example 0.5")
     if settings.cluster == "none" and settings.prune is not None:
         raise RecipeError(f"{where}: prune needs clusters or a grid, whose zero it uses", hint='set cluster to "grid"')
     if settings.cluster == "grid" and settings.bits is not None:

@@ -299,6 +299,7 @@ def test_the_command_line_replaces_a_grid_by_clusters(tmp_path):
         ('cluster = "kmeans"\nstep = 1', "step is that of a grid"),
         ('cluster = "none"\nprune = 0.5', "prune needs clusters or a grid"),
         ("step = true", "step must be a number above 0"),
+        ("step = 1\nprune = 1", "prune must be a share below 1"),
         ("step = inf", "step must be a number above 0"),
     ],
 )
