@@ -10,7 +10,7 @@ __version__ = "0.1.0"
 # Resolved on first use, so that importing the package loads neither onnx nor onnxruntime.
 _PUBLIC = {
     "compress": "edgecompress.pipeline",
-    "Request": "edgecompress.pipeline",
+    "Request": "edgecompress.case",
     "Recipe": "edgecompress.recipe",
     "Settings": "edgecompress.recipe",
     "load": "edgecompress.runtime",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecompress.artifacts import artifact_bytes, is_container, open_artifact
+from edgecompress.case import LARGE_MODEL_BYTES, Request
 from edgecompress.console import note, progress_step, show, show_json
 from edgecompress.data import check_shapes, for_validation, parse_shape
 from edgecompress.errors import EdgecompressError, ModelError, UsageError
@@ -20,7 +21,7 @@ from edgecompress.layers import Layer, default_shapes, find_layers
 from edgecompress.model import payload_bytes, signature
 from edgecompress.passes.prepare import prepare
 from edgecompress.passes.run import run_pass
-from edgecompress.pipeline import LARGE_MODEL_BYTES, SELF_EXTRACTING_FILE, Request
+from edgecompress.pipeline import SELF_EXTRACTING_FILE
 from edgecompress.pipeline import compress as run_compress
 from edgecompress.plan import make_plan
 from edgecompress.recipe import Recipe, read_recipe, with_overrides

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import itertools
-from contextlib import nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,17 +10,17 @@ from typing import TYPE_CHECKING
 from threadpoolctl import threadpool_limits
 
 from edgecompress.calibrate import calibrate
+from edgecompress.case import Case, Request, open_case
 from edgecompress.container import pack
-from edgecompress.data import check_shapes, for_validation, split
 from edgecompress.decide import decide
 from edgecompress.devices import open_runner
 from edgecompress.errors import OutputError, RecipeError
 from edgecompress.evidence import accuracy_of, latency_of, layer_plots, layer_rows, outputs_of
 from edgecompress.facts import caveats, doubts, model_facts, tool_facts
 from edgecompress.files import refuse_existing, sha256_of, staged_folder
-from edgecompress.graph import integer_limits, open_graph
+from edgecompress.graph import open_graph
 from edgecompress.layers import Layer, default_shapes, find_layers
-from edgecompress.model import load_model, model_digest, payload_bytes, signature, stored_bytes
+from edgecompress.model import model_digest, payload_bytes, stored_bytes
 from edgecompress.orientation import read_weight
 from edgecompress.passes.prepare import prepare
 from edgecompress.passes.run import run_pass
@@ -30,83 +28,31 @@ from edgecompress.passes.self_extracting import extract_in_graph
 from edgecompress.passes.solve import Calibration
 from edgecompress.plan import plan_to_json
 from edgecompress.plan_file import PlanFile, check_plan, read_plan
-from edgecompress.recipe import Recipe, check_recipe, recipe_hash
+from edgecompress.recipe import check_recipe, recipe_hash
 from edgecompress.report.html import to_html
 from edgecompress.report.model import Report, Size, StageBytes, compression_ratio, to_json
 from edgecompress.save import save_model
 from edgecompress.sequential import Walk
 from edgecompress.stages import layers_in, packed_size, run_shrink, run_stages, with_biases
 from edgecompress.steps import Attempt, fit_scale, grid_layers, relative_steps, scale_for_bits, with_steps
-from edgecompress.validate import random_rows, rows_of, sample_feeds, validate
+from edgecompress.validate import sample_feeds, validate
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from contextlib import AbstractContextManager
+    from collections.abc import Mapping
 
     from edgecompress.container import PackResult
-    from edgecompress.data import DataSet
     from edgecompress.evidence import Outcome
     from edgecompress.graph import Graph
-    from edgecompress.model import Array, Model, TensorSpec
+    from edgecompress.model import Array, Model
     from edgecompress.moments import Moments
     from edgecompress.passes.pairs import Pair
     from edgecompress.plan import LayerPlan, Plan
     from edgecompress.report.model import Latency
-    from edgecompress.validate import TestRows, Validation
-
-    Step = Callable[[str], AbstractContextManager[Callable[[int, int], None] | None]]
-
-LARGE_MODEL_BYTES = 1 << 30
-"""Above this many weight bytes both models run unoptimized, one after the other, and latency is not measured:
-folding the clusters of all layers at once would take 2.4 times the memory of the weights."""
+    from edgecompress.validate import Validation
 
 MODEL_FILE, CONTAINER_FILE, SELF_EXTRACTING_FILE = "model.onnx", "model.ecz", "model_self_extracting.onnx"
 
 _MIN_RUNS, _MAX_RUNS, _TIMING_BUDGET_MS = 10, 100, 4000.0
-_LARGE_MODEL_ROWS = 4
-
-
-def _silent(_: str) -> AbstractContextManager[Callable[[int, int], None] | None]:
-    return nullcontext()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What ``compress`` was asked for.
-
-    ``step`` is called with the name of every long stage and gives its ``(done, total)`` callback, or None.
-    """
-
-    recipe: Recipe = field(default_factory=Recipe)
-    plan: Path | None = None
-    data: Path | None = None
-    test_data: Path | None = None
-    calibrate: bool = True
-    asymmetric: bool = True
-    correct: bool = True
-    feedback: bool = True
-    self_extracting: bool = False
-    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
-    force: bool = False
-    command: str = "edgecompress.compress(...)"
-    threads: int = 1
-    step: Step = _silent
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Case:
-    """The model and its data. ``feeds`` check every pass; None where the model is too large to run that often."""
-
-    model: Model
-    inputs: tuple[TensorSpec, ...]
-    calibration: DataSet | None
-    test_set: DataSet | None
-    test: TestRows
-    feeds: Mapping[str, Array] | None
-
-    @property
-    def is_large(self) -> bool:
-        return payload_bytes(self.model) > LARGE_MODEL_BYTES
 
 
 def compress(source: Path | str, out: Path | str, request: Request | None = None) -> Report:
@@ -128,7 +74,7 @@ def _compress(source: Path, out: Path, request: Request) -> Report:
     refuse_existing(out, force=request.force)
     if source.resolve() in ((out / MODEL_FILE).resolve(), (out / CONTAINER_FILE).resolve()):
         raise OutputError(f"{source}: the output would replace the input", hint="choose another folder")
-    case = _open(source, request)
+    case = open_case(source, request)
 
     given = read_plan(request.plan, model_sha256=model_digest(case.model)) if request.plan is not None else None
     whole, _ = run_pass(case.model, "prepare", prepare, case.feeds)
@@ -166,33 +112,7 @@ def _compress(source: Path, out: Path, request: Request) -> Report:
     return report
 
 
-def _open(source: Path, request: Request) -> _Case:
-    """Read the model and the data, and check all that can be checked before anything long starts."""
-    model = load_model(source)
-    inputs, _ = signature(model.proto)
-    check_shapes(request.shapes, inputs)
-    calibration = test_set = None
-    if request.data is not None:
-        calibration, test_set = split(request.data, request.test_data, inputs)
-    elif request.test_data is not None:
-        test_set = for_validation(request.test_data, inputs)
-    large = payload_bytes(model) > LARGE_MODEL_BYTES
-    if test_set is not None:
-        test = rows_of(test_set, inputs)
-    else:
-        limits = integer_limits(open_graph(model))
-        test = random_rows(inputs, limits, request.shapes, **({"rows": _LARGE_MODEL_ROWS} if large else {}))
-    return _Case(
-        model=model,
-        inputs=inputs,
-        calibration=calibration if request.calibrate else None,
-        test_set=test_set,
-        test=test,
-        feeds=None if large else sample_feeds(test, inputs, request.shapes),
-    )
-
-
-def _shrink(case: _Case, model: Model, given: PlanFile | None, request: Request) -> tuple[Model, dict[str, int]]:
+def _shrink(case: Case, model: Model, given: PlanFile | None, request: Request) -> tuple[Model, dict[str, int]]:
     """Return the model with fewer outputs of hidden layers, and how many each of those layers keeps."""
     share = request.recipe.shrink if given is None else None
     if share is None and (given is None or not given.shrink):
@@ -214,7 +134,7 @@ def _shrink(case: _Case, model: Model, given: PlanFile | None, request: Request)
 
 
 def _decide(
-    case: _Case,
+    case: Case,
     model: Model,
     given: PlanFile | None,
     shrunk: Mapping[str, int],
@@ -264,7 +184,7 @@ def _is_calibrated(entry: LayerPlan) -> bool:
     return any(stage is not None and stage.calibrated for stage in (entry.factorize, entry.weights))
 
 
-def _calibrate(case: _Case, model: Model, layers: list[Layer], request: Request) -> dict[str, Moments]:
+def _calibrate(case: Case, model: Model, layers: list[Layer], request: Request) -> dict[str, Moments]:
     if case.calibration is None:
         return {}
     with request.step("calibrate") as progress:
@@ -272,7 +192,7 @@ def _calibrate(case: _Case, model: Model, layers: list[Layer], request: Request)
 
 
 def _known(
-    case: _Case, model: Model, plan: Plan, moments: dict[str, Moments], request: Request
+    case: Case, model: Model, plan: Plan, moments: dict[str, Moments], request: Request
 ) -> tuple[Model, Calibration]:
     """Return the model with the biases that corrections need, and what calibration knows of it."""
     if case.calibration is None:
@@ -291,7 +211,7 @@ def _known(
 
 
 def _solve(
-    case: _Case,
+    case: Case,
     model: Model,
     plan: Plan,
     known: Calibration,
@@ -357,7 +277,7 @@ def _write_self_extracting(model: Model, folder: Path, feeds: Mapping[str, Array
     save_model(result, folder / SELF_EXTRACTING_FILE)
 
 
-def _prove(case: _Case, compressed: Path, request: Request) -> tuple[Validation, Latency | None]:
+def _prove(case: Case, compressed: Path, request: Request) -> tuple[Validation, Latency | None]:
     """Compare the two models and time them in alternating runs."""
     source = case.model.path
     with request.step("validate") as progress:
@@ -390,7 +310,7 @@ def _size(model: Model, factorized: Model, written: Path, packed: PackResult, pl
     )
 
 
-def _warnings(case: _Case, request: Request) -> tuple[str, ...]:
+def _warnings(case: Case, request: Request) -> tuple[str, ...]:
     return tuple(
         caveats(
             case.model,

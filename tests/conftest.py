@@ -105,7 +105,8 @@ def digits_svd_out(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _compressed(factory: pytest.TempPathFactory, name: str, settings: Any = None) -> Path:
-    from edgecompress.pipeline import Request, compress
+    from edgecompress.case import Request
+    from edgecompress.pipeline import compress
     from edgecompress.recipe import Recipe, Settings
 
     out = factory.mktemp(name) / "out"

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
+from edgecompress.case import Request
 from edgecompress.evidence import latency_of
 from edgecompress.latency import LatencySamples
-from edgecompress.pipeline import Request, compress
+from edgecompress.pipeline import compress
 from edgecompress.recipe import Recipe, Settings
 from edgecompress.report.model import from_json
 

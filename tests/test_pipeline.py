@@ -9,12 +9,13 @@ import pytest
 import tiny
 
 import edgecompress
-from edgecompress import pipeline, stages
+from edgecompress import case, pipeline, stages
 from edgecompress import validate as validation
+from edgecompress.case import Request
 from edgecompress.data import split
 from edgecompress.errors import ModelError, OutputError, PassError, RecipeError
 from edgecompress.model import read_signature
-from edgecompress.pipeline import Request, compress
+from edgecompress.pipeline import compress
 from edgecompress.recipe import Recipe, Settings
 
 FILES = ["model.ecz", "model.onnx", "plan.json", "report.html", "report.json"]
@@ -109,7 +110,7 @@ def test_a_large_model_is_never_in_memory_twice_and_comes_out_the_same(
     tmp_path, model, own_tempdir, monkeypatch
 ) -> None:
     compress(model, tmp_path / "small")
-    monkeypatch.setattr(pipeline, "LARGE_MODEL_BYTES", 1000)
+    monkeypatch.setattr(case, "LARGE_MODEL_BYTES", 1000)
     opened: list[bool] = []
     together: list[int] = []
     real = validation.Worker
