@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,7 +49,7 @@ class Outcome:
     """What became of the layers: the graph before and after factorizing, the constants that hold each layer now.
 
     ``forms`` are by layer, for those that are factorized; ``clusters`` and ``macs`` (multiply-accumulates of one run)
-    are by constant.
+    are by constant. ``int8`` are the constants that run in 8 bits; ``kept_float`` says why others do not.
     """
 
     before: Graph
@@ -61,6 +62,7 @@ class Outcome:
     moments: Mapping[str, Moments]
     macs: Mapping[str, int | None]
     int8: frozenset[str] = frozenset()
+    kept_float: Mapping[str, str] = field(default_factory=dict)
 
 
 def layer_rows(outcome: Outcome, packed: PackResult, originals: Mapping[str, Layer]) -> tuple[LayerRow, ...]:
@@ -129,11 +131,20 @@ def _layer_row(
         stored_bytes=sum(_stored_bytes(name, outcome, stored, present) for name in names),
         weight_sqnr_db=weight_db,
         output_sqnr_db=output_db,
-        reason=plan.reason,
+        reason=_reason(plan, outcome),
         shape=layer.shape,
         macs_before=layer.macs,
         macs_after=_macs_after(layer, outcome),
     )
+
+
+def _reason(plan: LayerPlan, outcome: Outcome) -> str | None:
+    """Return why a stage leaves a layer alone, int8 included."""
+    names = outcome.parts[plan.layer]
+    if outcome.plan.quantize != "int8" or outcome.int8.intersection(names):
+        return plan.reason
+    why = next((outcome.kept_float[name] for name in names if name in outcome.kept_float), "its weight is computed")
+    return f"{plan.reason}; not in int8: {why}" if plan.reason else f"not in int8: {why}"
 
 
 def is_changed(outcome: Outcome, layer: Layer) -> bool:
@@ -187,7 +198,12 @@ def _stored_bytes(name: str, outcome: Outcome, stored: Mapping[str, int], presen
     if form is None:
         return stored.get(name, int(values_of(outcome.after, present[name]).nbytes))
     parts = vars(form).items()  # codebook and indices, or step and codes
-    return sum(stored.get(f"{name}.{part}", array.nbytes) for part, array in parts)
+    return sum(stored.get(f"{name}.{part}", _deflated_bytes(array)) for part, array in parts)
+
+
+def _deflated_bytes(array: Array) -> int:
+    """Return about what values take that are deflated with the rest of the file."""
+    return len(zlib.compress(np.ascontiguousarray(array).tobytes(), 9))
 
 
 def _energies(weight: Array, final: Array) -> tuple[float, float]:

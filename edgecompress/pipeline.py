@@ -109,6 +109,8 @@ def _compress(source: Path, out: Path, request: Request) -> Report:
             ("report.html", to_html(report)),
         ):
             (staging / name).write_text(text, encoding="utf-8")
+    if not request.self_extracting:  # one of an earlier run would be that of another model
+        (out / SELF_EXTRACTING_FILE).unlink(missing_ok=True)
     return report
 
 
@@ -271,8 +273,8 @@ def _write_self_extracting(model: Model, folder: Path, feeds: Mapping[str, Array
     result, changes = run_pass(model, "self-extracting", extract_in_graph, feeds)
     if not changes:
         raise RecipeError(
-            "the self-extracting model would not be smaller: no values are worth coding",
-            hint="leave --self-extracting out, or give the layers few values by --cluster",
+            f"a self-extracting model would not be smaller than {MODEL_FILE}: no layer has values few enough",
+            hint="ask for fewer bits or wider steps, or leave --self-extracting out",
         )
     save_model(result, folder / SELF_EXTRACTING_FILE)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
@@ -25,7 +24,7 @@ from edgecompress.plan import (
     plain,
     untouched,
 )
-from edgecompress.recipe import CLUSTER_SCHEMES, QUANTIZE_SCHEMES
+from edgecompress.recipe import CLUSTER_SCHEMES, LARGEST_STEP, QUANTIZE_SCHEMES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -173,7 +172,7 @@ def _read_weights(value: Any, layer: Layer, where: str) -> WeightsPlan | None:
     return WeightsPlan(
         scheme=scheme,
         bits=_whole(asked["bits"], 8, f"{where}: bits") if scheme == "kmeans" else None,
-        step=_number(asked["step"], f"{where}: step", least=0.0, most=math.inf) if scheme == "grid" else None,
+        step=_number(asked["step"], f"{where}: step", least=0.0, most=LARGEST_STEP) if scheme == "grid" else None,
         prune=_number(asked["prune"], f"{where}: prune", least=-1.0, most=1.0),
         calibrated=_calibrated(asked["calibrated"], layer, where),
     )
@@ -183,7 +182,7 @@ def _number(value: Any, where: str, *, least: float, most: float) -> float:
     """Return a number above ``least`` and below ``most``; above -1 stands for 0 or more."""
     number = not isinstance(value, bool) and isinstance(value, int | float)
     if not number or not least < value < most or (least < 0.0 and value < 0.0):
-        allowed = "a share of 0 or more, below 1" if least < 0.0 else "a number above 0"
+        allowed = "a share of 0 or more, below 1" if least < 0.0 else f"a number above 0, below {most:g}"
         raise RecipeError(f"{where} must be {allowed}, not {value!r}", hint="correct the value")
     return float(value)
 

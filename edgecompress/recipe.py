@@ -22,6 +22,7 @@ CLUSTER_SCHEMES = ("none", "kmeans", "grid")
 DEFAULT_KEEP = 0.5
 DEFAULT_BITS = 5
 DEFAULT_STEP = 1.0
+LARGEST_STEP = 1000.0
 _OPS = (*FACTORIZABLE_OPS, "ConvTranspose", "LSTM", "GRU", "Gather")
 _SECTIONS = ("ops", "layers")
 BUDGET_UNITS = ("parameters", "macs")
@@ -120,6 +121,8 @@ def _check_budget(recipe: Recipe, where: str) -> Recipe:
     if not isinstance(recipe.allocate, bool):
         raise RecipeError(f"{where}: allocate must be true or false, not {recipe.allocate!r}", hint="correct the value")
     _choice(recipe.budget_unit, BUDGET_UNITS, f"{where}: budget_unit")
+    if recipe.budget_unit != "parameters" and not recipe.allocate:
+        raise RecipeError(f"{where}: budget_unit is that of allocate", hint="add --allocate, or leave it out")
     other = [name for name in sizes_in(recipe.everywhere) if name != "keep"]
     if recipe.allocate and other:
         raise RecipeError(f"{where}: allocate and {other[0]} exclude each other", hint="give keep as the budget")
@@ -154,18 +157,7 @@ def check_settings(settings: Settings, where: str) -> Settings:
     _whole(settings.rank, 1, None, f"{where}: rank")
     _fraction(settings.keep, f"{where}: keep")
     _fraction(settings.energy, f"{where}: energy")
-    _positive(settings.step, f"{where}: step")
-    _fraction(settings.prune, f"{where}: prune")
-    if settings.prune == 1:
-        raise RecipeError(f"{where}: prune must be a share below 1, not {settings.prune!r}", hint="for example 0.5")
-    if settings.cluster == "none" and settings.prune is not None:
-        raise RecipeError(f"{where}: prune needs clusters or a grid, whose zero it uses", hint='set cluster to "grid"')
-    if settings.cluster == "grid" and settings.bits is not None:
-        raise RecipeError(f"{where}: bits are those of kmeans", hint='set cluster to "kmeans", or give step')
-    if settings.cluster == "kmeans" and settings.step is not None:
-        raise RecipeError(f"{where}: step is that of a grid", hint='set cluster to "grid", or give bits')
-    if settings.bits is not None and settings.step is not None:
-        raise RecipeError(f"{where}: bits and step exclude each other", hint="bits are for kmeans, step for grid")
+    _check_values(settings, where)
     if settings.evbmf not in (None, True):
         raise RecipeError(f"{where}: evbmf must be true, not {settings.evbmf!r}", hint="leave it out instead")
     given = sizes_in(settings)
@@ -183,6 +175,24 @@ def check_settings(settings: Settings, where: str) -> Settings:
         if (value := getattr(settings, name)) is not None
     }
     return replace(settings, **shares)  # type: ignore[arg-type]  # a TOML file may give the share 1 as an integer
+
+
+def _check_values(settings: Settings, where: str) -> None:
+    """Raise ``RecipeError`` where the settings of codebooks and grids make no sense."""
+    _positive(settings.step, f"{where}: step")
+    if settings.step is not None and settings.step > LARGEST_STEP:
+        raise RecipeError(f"{where}: step must be at most {LARGEST_STEP:g}, not {settings.step!r}", hint="1.0 is usual")
+    _fraction(settings.prune, f"{where}: prune")
+    if settings.prune == 1:
+        raise RecipeError(f"{where}: prune must be a share below 1, not {settings.prune!r}", hint="for example 0.5")
+    if settings.cluster == "none" and settings.prune is not None:
+        raise RecipeError(f"{where}: prune needs clusters or a grid, whose zero it uses", hint='set cluster to "grid"')
+    if settings.cluster == "grid" and settings.bits is not None:
+        raise RecipeError(f"{where}: bits are those of kmeans", hint='set cluster to "kmeans", or give step')
+    if settings.cluster == "kmeans" and settings.step is not None:
+        raise RecipeError(f"{where}: step is that of a grid", hint='set cluster to "grid", or give bits')
+    if settings.bits is not None and settings.step is not None:
+        raise RecipeError(f"{where}: bits and step exclude each other", hint="bits are for kmeans, step for grid")
 
 
 def sizes_in(settings: Settings) -> list[str]:

@@ -80,11 +80,17 @@ def run_shrink(
     """
     found = _pairs(model)
     pairs = {name: pair for name, pair in found.items() if isinstance(pair, Pair)}
-    counts = {name: count for name, count in wanted(pairs).items() if name not in pairs or count < pairs[name].units}
-    for name in counts:
+    counts = dict(wanted(pairs))
+    for name, count in counts.items():
         if name not in pairs:
             why = found.get(name, "the model has no such layer")
             raise RecipeError(f"layer {name!r} cannot shrink: {why}", hint="leave it out of the plan's shrink")
+        if count > pairs[name].units:
+            raise RecipeError(
+                f"layer {name!r} cannot shrink to {count} outputs: it has {pairs[name].units}",
+                hint="correct the plan's shrink",
+            )
+    counts = {name: count for name, count in counts.items() if count < pairs[name].units}
     readers = {pairs[name].consumer.name for name in counts}
     model, _ = run_pass(model, "biases", lambda graph: add_biases(graph, layers_in(find_layers(graph)), readers), feeds)
     graph = open_graph(model)
@@ -164,7 +170,7 @@ def _in_int8(model: Model, outcome: Outcome, data: DataSet, feeds: Feeds) -> tup
     rest = {name: form for name, form in outcome.clusters.items() if name not in chosen.names}
     final, _ = run_pass(model, "cluster", lambda graph: write_values(graph, rest), feeds)
     codes = {name: grids[name] for name in chosen.names}
-    return final, replace(outcome, clusters={**outcome.clusters, **codes}, int8=chosen.names)
+    return final, replace(outcome, clusters={**outcome.clusters, **codes}, int8=chosen.names, kept_float=chosen.reasons)
 
 
 def _by_constant(
