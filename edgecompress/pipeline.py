@@ -243,6 +243,7 @@ def _solve(
     attempts = itertools.count(1)
 
     def attempt(scale: float) -> Attempt[tuple[Plan, Model, Outcome]]:
+        """Carry the plan out at a scale of its steps, and count what it takes of the budget."""
         found = run(with_steps(plan, relative, scale), f"compress layers, attempt {next(attempts)}")
         packed = packed_size(found[1])
         rows = layer_rows(found[2], packed, originals)

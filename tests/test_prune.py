@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from edgecompress.cluster.codebook import to_codebook
 from edgecompress.cluster.feedback import eliminate
 from edgecompress.cluster.grid import grid_step, to_grid
-from edgecompress.cluster.prune import global_shares, keep_mask, prune, saliencies
+from edgecompress.cluster.prune import keep_mask, prune
 from edgecompress.moments import Moments, output_errors, regularised
 
 SALIENCIES = st.integers(1, 60).flatmap(lambda size: arrays(np.float64, size, elements=st.integers(0, 9)))
@@ -31,39 +31,10 @@ def test_the_share_is_exact_and_the_least_go_first(saliency, share):
         assert saliency[keep].min() >= saliency[~keep].max()
 
 
-@settings(max_examples=60, deadline=None)
-@given(st.lists(SALIENCIES, min_size=1, max_size=4), st.floats(0, 1))
-def test_a_global_share_is_exact_over_all_layers(layers, share):
-    saliency = {str(place): each for place, each in enumerate(layers)}
-    shares = global_shares(saliency, share)
-    pruned = sum(np.count_nonzero(~keep_mask(each, shares[name])) for name, each in saliency.items())
-    assert pruned == round(share * sum(each.size for each in layers))
-
-
-def test_a_global_share_takes_most_from_the_layer_that_has_most_to_spare_whatever_its_scale():
-    even, steep = np.ones(100), 10.0 ** -np.arange(100)
-    for scale in (1e-20, 1.0, 1e20):
-        shares = global_shares({"even": even, "steep": steep * scale}, 0.4)
-        assert shares == {"even": 0.0, "steep": 0.8}
-    assert global_shares({"dead": np.zeros(4), "even": np.ones(4)}, 0.5) == {"dead": 1.0, "even": 0.0}
-
-
 def test_without_moments_it_is_the_magnitude():
     weight = np.array([[0.1, -5.0, 0.0], [-0.2, 0.3, 4.0]], np.float32)
     assert prune(weight, 0.5).tolist() == [[0.0, -5.0, 0.0], [0.0, weight[1, 1], 4.0]]
     assert np.array_equal(prune(weight, 0.0), weight)
-
-
-def test_saliency_is_the_loss_once_the_later_weights_have_made_up_for_it():
-    weight, moments = layer()
-    found = saliencies(weight, eliminate(moments)).reshape(2, 4, 18)
-    for group in range(2):
-        order = np.argsort(-moments.diagonal[group])
-        damped = regularised(moments.second_moment[group])
-        for place, column in enumerate(order):
-            inverse = np.linalg.inv(damped[np.ix_(order[place:], order[place:])])
-            expected = weight.reshape(2, 4, 18)[group, :, column].astype(float) ** 2 / inverse[0, 0]
-            np.testing.assert_allclose(found[group, :, column], expected, rtol=1e-9)
 
 
 @pytest.mark.parametrize("share", [0.3, 0.5, 0.8])

@@ -1,8 +1,7 @@
-"""Which weights become zero, the least of a layer or of all layers together, and how the others make up for them."""
+"""Which weights of a layer become zero, the least that matter, and how the others make up for them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +10,6 @@ from numpy.typing import NDArray
 from edgecompress.cluster.refit import damped_moment, under
 
 if TYPE_CHECKING:
-    from edgecompress.cluster.feedback import Elimination
     from edgecompress.moments import Moments
 
 Array = NDArray[Any]
@@ -62,34 +60,6 @@ def keep_mask(saliency: Array, share: float) -> NDArray[np.bool_]:
     keep = np.ones(saliency.size, dtype=np.bool_)
     keep[np.argsort(saliency, axis=None, kind="stable")[: round(share * saliency.size)]] = False
     return keep.reshape(saliency.shape)
-
-
-def saliencies(weight: Array, elimination: Elimination | None = None) -> Array:
-    """Return, by weight, the squared error that zero in its place leaves: float64, of the weight's shape.
-
-    With the elimination of a layer's inputs, that of the layer's outputs once those weights that come later in its
-    order have made up for it: ``w^2 / [C^-1]_jj`` over the inputs from ``j`` on (Frantar and Alistarh 2023). Without
-    it the square of the weight.
-    """
-    squares = weight.astype(np.float64) ** 2
-    if elimination is None:
-        return squares
-    groups, width = elimination.order.shape
-    energies = np.empty((groups, 1, width))
-    np.put_along_axis(energies[:, 0], elimination.order, elimination.energies, axis=1)
-    return np.asarray((squares.reshape(groups, -1, width) * energies).reshape(weight.shape))
-
-
-def global_shares(saliency: Mapping[str, Array], share: float) -> dict[str, float]:
-    """Return the share of each layer where ``share`` of the weights of all layers become zero, the least salient.
-
-    Saliencies count as shares of their layer's sum, so that the scale of a layer's outputs does not matter. Exact:
-    with these shares ``round(share * all)`` weights become zero. Raises ``ValueError`` for a share outside 0 .. 1.
-    """
-    relative = [each.reshape(-1) / (float(each.sum()) or 1.0) for each in saliency.values()]
-    keep = keep_mask(np.concatenate(relative), share)
-    parts = np.split(keep, np.cumsum([each.size for each in relative])[:-1])
-    return {name: float(np.mean(~part)) for name, part in zip(saliency, parts, strict=True)}
 
 
 def _mean_squares(weight: Array, damped: Array) -> Array:
