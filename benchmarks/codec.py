@@ -79,6 +79,7 @@ def main() -> None:
 def distributions(count: int) -> dict[str, np.ndarray]:
     generator = np.random.default_rng(0)
     normal, laplace = generator.normal(size=count), generator.laplace(size=count)
+    rare, others = generator.random(count), generator.integers(1, 16, count)
     return {
         "16 clusters": (normal * 2.7 + 7.5).clip(0, 15).astype(np.uint8),
         "16 values, equal": generator.integers(0, 16, count).astype(np.uint8),
@@ -88,6 +89,9 @@ def distributions(count: int) -> dict[str, np.ndarray]:
         "normal, step 2.0 sigma": np.rint(normal / 2).astype(np.int8),
         "Laplace, 1.1 bits": np.rint(laplace * 0.35).astype(np.int8),
         "Laplace, 0.5 bits": np.rint(laplace * 0.2).astype(np.int8),
+        "95 % zeros, 15 others": np.where(rare < 0.05, others, 0).astype(np.uint8),
+        "98 % zeros, 15 others": np.where(rare < 0.02, others, 0).astype(np.uint8),
+        "98 % zeros, 1 other": (rare < 0.02).astype(np.uint8),
     }
 
 

@@ -100,11 +100,33 @@ def golden_model() -> tuple[bytes, bytes]:
     return model(*inline, *small, *externals), data
 
 
-# --- the example and the checks of SPEC.md ---
+def runs_model() -> tuple[bytes]:
+    """A model of long phrases: few values beside many zeros, of which some are rare, or none; several lanes."""
+    noise = sequence(30_000)
+    sparse = np.where(noise % 50 == 0, (noise >> 9) % 5, 0).astype(np.uint8)
+    bits = (noise % 61 == 0).astype(np.uint8)
+    mixed = np.where(noise % 19 == 0, np.where(noise % 7 == 0, noise >> 12, 1 + (noise >> 10) % 2), 0).astype(np.uint8)
+    inline = [
+        tensor("sparse", 2, sparse.tobytes()),
+        tensor("bits", 9, bits.tobytes()),
+        tensor("mixed", 2, mixed.tobytes()),
+    ]
+    return (model(*inline),)
 
 
-def spec_example() -> bytes:
-    text = SPEC.read_text("utf-8").split("## Example")[1]
+GOLDEN_FILES: dict[str, Callable[[], tuple[bytes, ...]]] = {
+    "modes": golden_model,
+    "rare": golden_model,
+    "runs": runs_model,
+}
+
+
+# --- the examples and the checks of SPEC.md ---
+
+
+def spec_example(number: int = 1) -> bytes:
+    """The file of the first or the second example."""
+    text = SPEC.read_text("utf-8").split("## Example")[number]
     lines = re.findall(r"^((?:[0-9a-f]{2} )*[0-9a-f]{2})  ", text, re.MULTILINE)
     return bytes.fromhex("".join(lines))
 
@@ -114,6 +136,7 @@ EXAMPLE_META = bytes.fromhex(
 )
 EXAMPLE_PAYLOAD = bytes.fromhex("7804")
 EXAMPLE_MODEL = bytes.fromhex("0808 4141424143414142 3a00")
+LONG_EXAMPLE_MODEL = bytes([8, 8, *[0] * 35, 1, *[0] * 16, 0x3A, 0])
 
 
 def forge(meta: bytes, payload: bytes = EXAMPLE_PAYLOAD, *, block: bytes | None = None, **fields: int) -> bytes:
@@ -141,6 +164,14 @@ def raw_meta(payload: bytes, plane: str) -> bytes:
     """The meta block of one file that is one stream of 8 elements of 1 byte."""
     rest = f"01 00 08 {crc(EXAMPLE_MODEL[2:10])} 01 000800"
     return bytes.fromhex(f"8008 00 01 0801 {plane} {crc(payload)} {rest}")
+
+
+def long_meta(old: str, new: str) -> bytes:
+    """The meta block of the second example with one place changed."""
+    block = spec_example(2)[-37:]
+    was = bytes.fromhex(old)
+    assert block.count(was) == 1
+    return block.replace(was, bytes.fromhex(new))
 
 
 TABLE = "41030101 110901"
@@ -193,6 +224,8 @@ VIOLATIONS: dict[str, tuple[Callable[[], bytes], str]] = {
     "6 more splits than phrases": (example(TABLE, "41030811 110901"), "8 splits of 3 values by 1"),
     "6 a level of 129": (example(TABLE, "41030101 810901"), "levels out of range"),
     "6 a table of one value": (example(TABLE, "41030101 110000"), "levels out of range"),
+    "6 more splits than long phrases": (example(TABLE, "41034091 02110901"), "64 splits of 3 values by 1"),
+    "6 a common level of 512": (example(TABLE, "41030181 04110901"), "1 splits of 3 values by 0"),
     "6 more than 256 phrases": (example(TABLE, "41037f01 110901"), "127 splits of 3 values by 3"),
     "7 elements of 3 bytes": (example(PLANE, "0803 0101 000205 182552a1"), "8 elements of 3 bytes"),
     "7 a stream of nothing": (example(PLANE, "0001 0101 000205 182552a1"), "0 elements"),
@@ -218,6 +251,10 @@ VIOLATIONS: dict[str, tuple[Callable[[], bytes], str]] = {
     "8 a table that is not there": (example("0101 000205", "0101 010205"), "table 1 of 1"),
     "8 more phrases than values": (example("0101 000205", "0101 000209"), "8 values in 9 phrases"),
     "8 more phrases than bits": (example("0101 000205", "0101 000005"), "in 5 phrases and 0 bytes"),
+    "8 too few long phrases": (
+        lambda: forge(long_meta("34 01 0101 000305", "8102 01 0101 000304")),
+        "257 values in 4 phrases",
+    ),
     "8 too few phrases": (example("0101 000205", "0101 000200"), "8 values in 0 phrases"),
     "9 streams longer than the payload": (lambda: forge(meta(), b"\x78"), "reach into the meta"),
     "9 streams shorter than the payload": (lambda: forge(meta(), b"\x78\x04\x00"), "between the streams"),

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from edgecompress.container.classes import fit_classes
 from edgecompress.container.tables import Tables, encode_block
 from edgecompress.runtime.codes import Kind, build_code, level_weight, most_splits
-from edgecompress.runtime.layout import Table
+from edgecompress.runtime.layout import LONG_PHRASE_VALUES, PHRASE_VALUES, Table
 
 
 @st.composite
@@ -20,8 +20,10 @@ def tables(draw: st.DrawFn) -> Table:
     common = draw(st.sampled_from(sorted({level for level in levels if level})))
     many = sum(level >= common for level in levels)
     used = len(levels) - levels.count(0)
-    splits = draw(st.integers(0, most_splits(used, many)))
-    return Table(draw(st.integers(0, 255)), bytes(levels), splits, common if splits else 0)
+    longest = draw(st.sampled_from([PHRASE_VALUES, LONG_PHRASE_VALUES]))
+    splits = draw(st.integers(0, most_splits(used, many, longest)))
+    base = draw(st.integers(0, 255))
+    return Table(base, bytes(levels), splits, common, longest) if splits else Table(base, bytes(levels), 0, 0)
 
 
 def phrases_of(table: Table) -> list[bytes]:
@@ -41,7 +43,7 @@ def test_the_code_of_any_table_is_complete_and_its_phrases_differ(table: Table) 
     assert code.lengths.max() <= 12
     found = phrases_of(table)
     assert len(set(found)) == len(found) <= 256
-    assert max(map(len, found)) <= 8
+    assert max(map(len, found)) <= table.longest
 
 
 @settings(deadline=None)
@@ -75,7 +77,7 @@ def test_phrases_of_a_block_put_together_are_its_values(table: Table, count: int
             place += 1
         out += phrases_of(table)[book[key]]
     assert bytes(out[:count]) == values.tobytes()
-    assert len(out) - count < 8
+    assert len(out) - count < table.longest
     assert not any(bits[place:])
 
 
@@ -93,13 +95,14 @@ def slow_codes(lengths: np.ndarray) -> dict[tuple[int, ...], int]:
     return book
 
 
+@pytest.mark.parametrize("longest", [PHRASE_VALUES, LONG_PHRASE_VALUES])
 @pytest.mark.parametrize(("used", "common"), [(2, 1), (2, 2), (3, 1), (3, 2), (16, 16), (200, 3), (256, 256)])
-def test_the_most_splits_are_possible_and_one_more_is_not(used: int, common: int) -> None:
+def test_the_most_splits_are_possible_and_one_more_is_not(used: int, common: int, longest: int) -> None:
     levels = bytes([100] * common + [50] * (used - common))
-    most = most_splits(used, common)
-    assert len(phrases_of(Table(0, levels, most, 60))) <= 256
+    most = most_splits(used, common, longest)
+    assert len(phrases_of(Table(0, levels, most, 60, longest))) <= 256
     phrases = used + (most + 1) * (common - (used == common))
-    assert phrases > 256 or most == sum(common**size for size in range(1, 8))
+    assert phrases > 256 or most == sum(common**size for size in range(1, longest))
 
 
 def test_after_a_cut_phrase_only_rare_values_come_and_their_codes_are_short_enough_for_that() -> None:
@@ -133,3 +136,17 @@ def test_classes_separate_rows_and_columns_of_different_scale() -> None:
     # Runs of one scale are in one class, and the scales are apart.
     assert all(len(set(classes[scale == size].tolist())) == 1 for size in (1.0, 4.0, 16.0))
     assert len({int(classes[scale == size][0]) for size in (1.0, 4.0, 16.0)}) == 3
+
+
+@pytest.mark.parametrize(("share", "others", "most"), [(0.95, 15, 1.02), (0.98, 1, 1.02), (0.99, 3, 1.03)])
+def test_many_zeros_take_little_more_than_their_entropy(share: float, others: int, most: float) -> None:
+    # Table and block included. With phrases of eight values at most, these are 1.04, 1.37 and 1.79.
+    generator = np.random.default_rng(0)
+    count = 100_000
+    values = np.where(generator.random(count) < share, 0, generator.integers(1, others + 1, count)).astype(np.uint8)
+    counts = np.bincount(values, minlength=256)
+    table, _ = Tables().choose(counts)
+    data, _ = encode_block(values, table)
+    used = counts[counts > 0]
+    entropy = float(used @ np.log2(count / used)) / 8
+    assert len(data) + len(table.levels) + 8 < most * entropy

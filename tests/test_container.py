@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+import tracemalloc
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from ecz_samples import (
     EXAMPLE_META,
     EXAMPLE_MODEL,
     GOLDEN,
+    GOLDEN_FILES,
+    LONG_EXAMPLE_MODEL,
     PREFIX,
     VIOLATIONS,
     chunk,
@@ -54,11 +57,11 @@ def golden_bytes() -> bytes:
     return (GOLDEN / "modes.ecz").read_bytes()
 
 
-@pytest.mark.parametrize("name", ["modes", "rare"])
+@pytest.mark.parametrize("name", GOLDEN_FILES)
 def test_the_golden_files_decode_for_ever(name: str) -> None:
-    # Made with pack() of golden_model(), format version 2; "rare" by a writer that never extends phrases by all values.
-    # Never make them again: files in the field stay as they are.
-    assert contents((GOLDEN / f"{name}.ecz").read_bytes()) == list(golden_model())
+    # Made with pack(), format version 2; "rare" by a writer that never extends phrases by all values, "modes" and
+    # "rare" before there were long phrases. Never make them again: files in the field stay as they are.
+    assert contents((GOLDEN / f"{name}.ecz").read_bytes()) == list(GOLDEN_FILES[name]())
 
 
 def test_the_golden_files_have_every_feature_of_the_format(golden: bytes) -> None:
@@ -78,6 +81,11 @@ def test_the_golden_files_have_every_feature_of_the_format(golden: bytes) -> Non
     assert any(plane.class_map and len(plane.blocks) > 1 for plane in found)
     assert len({s.stream for s in container.files[0].segments}) < len(container.files[0].segments)
     assert any(segment.gap for segment in container.files[1].segments)
+    runs = read_container(io.BytesIO((GOLDEN / "runs.ecz").read_bytes())).tables
+    assert {table.longest for table in runs} == {64}
+    assert {table.longest for table in (*container.tables, *rare.tables)} == {8}
+    assert {min(filter(None, table.levels)) < table.common for table in runs} == {False, True}
+    assert max(int(build_code(table).sizes.max()) for table in runs) == 64
 
 
 def assert_flips_are_found(data: bytes, places: Iterable[int]) -> None:
@@ -89,8 +97,9 @@ def assert_flips_are_found(data: bytes, places: Iterable[int]) -> None:
         damaged[place // 8] ^= 1 << place % 8
 
 
-def test_every_flipped_bit_of_a_small_file_is_found() -> None:
-    assert_flips_are_found(spec_example(), range(8 * len(spec_example())))
+@pytest.mark.parametrize("number", [1, 2])
+def test_every_flipped_bit_of_a_small_file_is_found(number: int) -> None:
+    assert_flips_are_found(spec_example(number), range(8 * len(spec_example(number))))
 
 
 def test_every_flipped_bit_of_prefix_and_meta_block_and_one_in_every_payload_byte_is_found(golden: bytes) -> None:
@@ -116,6 +125,14 @@ def test_a_byte_too_many_is_found(golden: bytes) -> None:
 def test_the_example_of_the_specification_is_what_it_says() -> None:
     assert spec_example() == forge(EXAMPLE_META)
     assert contents(spec_example()) == [EXAMPLE_MODEL]
+
+
+def test_the_example_of_long_phrases_is_what_it_says() -> None:
+    assert contents(spec_example(2)) == [LONG_EXAMPLE_MODEL]
+    (table,) = read_container(io.BytesIO(spec_example(2))).tables
+    code = build_code(table)
+    assert sorted(code.sizes.tolist()) == sorted([1, *range(1, 17)])
+    assert [int(code.lengths[code.sizes == size][-1]) for size in (16, 3)] == [4, 5]
 
 
 @pytest.mark.parametrize("case", VIOLATIONS)
@@ -176,6 +193,21 @@ def test_phrases_of_another_number_of_values_than_announced_are_refused() -> Non
             continue
         with pytest.raises(FormatError, match="another number of values"):
             one_block(blob, count, table, phrases.size)
+
+
+def test_long_phrases_of_more_values_than_announced_take_no_memory_before_they_are_refused() -> None:
+    # 2^20 codes of one bit for 64 zeros each are 64 MiB of values; 1 MiB of them are announced.
+    table = Table(0, bytes([128, 1]), 63, 100, 64)
+    count = 2**20
+    lanes = tables._lane_lengths(np.full(count // 64 - 1, 64))
+    tracemalloc.start()
+    try:
+        with pytest.raises(FormatError, match="another number of values"):
+            one_block(lanes + bytes(count // 8), count, table)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 24 * count  # the phrases and the work of the lanes, 16 times as many bytes as values
 
 
 def test_lane_lengths_that_do_not_fit_are_refused() -> None:

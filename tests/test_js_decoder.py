@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ecz_samples import GOLDEN, VIOLATIONS, golden_model, model, spec_example, tensor
+from ecz_samples import EXAMPLE_MODEL, GOLDEN, GOLDEN_FILES, LONG_EXAMPLE_MODEL, VIOLATIONS, model, spec_example, tensor
 
 from edgecompress.container import pack
 
@@ -58,11 +58,10 @@ def hashes(*files: bytes, names: tuple[str, ...] = ("", "weights.bin")) -> list[
 
 
 def test_golden_files_and_the_example_decode_to_the_same_bytes_as_in_python(tmp_path: Path, node: str) -> None:
-    files = {name: (GOLDEN / f"{name}.ecz").read_bytes() for name in ("modes", "rare")}
-    found = decode_all(node, tmp_path, {**files, "example": spec_example()})
-    expected = hashes(*golden_model())
-    example = hashes(bytes.fromhex("0808 4141424143414142 3a00"))
-    assert found == {"modes": expected, "rare": expected, "example": example}
+    files = {name: (GOLDEN / f"{name}.ecz").read_bytes() for name in GOLDEN_FILES}
+    found = decode_all(node, tmp_path, {**files, "example": spec_example(), "long": spec_example(2)})
+    expected = {name: hashes(*build()) for name, build in GOLDEN_FILES.items()}
+    assert found == {**expected, "example": hashes(EXAMPLE_MODEL), "long": hashes(LONG_EXAMPLE_MODEL)}
 
 
 def test_tensors_of_many_scales_decode(tmp_path: Path, node: str) -> None:
@@ -85,13 +84,15 @@ def test_files_that_break_a_rule_throw_the_error_of_the_decoder(tmp_path: Path, 
     assert len(found) == len(cases)
 
 
-def test_every_flipped_bit_and_every_truncation_of_the_example_throws(tmp_path: Path, node: str) -> None:
-    whole = spec_example()
-    files = {f"cut{size}": whole[:size] for size in range(len(whole))}
-    for bit in range(8 * len(whole)):
-        damaged = bytearray(whole)
-        damaged[bit // 8] ^= 1 << bit % 8
-        files[f"bit{bit}"] = bytes(damaged)
+def test_every_flipped_bit_and_every_truncation_of_the_examples_throws(tmp_path: Path, node: str) -> None:
+    files = {}
+    for number in (1, 2):
+        whole = spec_example(number)
+        files |= {f"cut{number}-{size}": whole[:size] for size in range(len(whole))}
+        for bit in range(8 * len(whole)):
+            damaged = bytearray(whole)
+            damaged[bit // 8] ^= 1 << bit % 8
+            files[f"bit{number}-{bit}"] = bytes(damaged)
     found = decode_all(node, tmp_path, files)
     assert set(found.values()) == {"EczError"}
     assert len(found) == len(files)

@@ -12,10 +12,12 @@ from edgecompress.container.tables import LANE_PHRASES
 from edgecompress.errors import ModelError
 from edgecompress.runtime.layout import (
     CRC_OFFSET,
+    LONG_PHRASES,
     MAGIC,
     MAX_FILES,
     MAX_META_BYTES,
     MAX_PIECES,
+    PHRASE_VALUES,
     PREFIX,
     VERSION,
     Mode,
@@ -128,7 +130,8 @@ def _stream_of(cut: Cut) -> int | None:
 def _table_entry(table: Table) -> bytes:
     """Return the entry of a table in the meta block."""
     head = _number(table.base) + _number(len(table.levels)) + _number(table.splits)
-    return head + (_number(table.common) if table.splits else b"") + table.levels
+    common = table.common + (LONG_PHRASES if table.longest > PHRASE_VALUES else 0)
+    return head + (_number(common) if table.splits else b"") + table.levels
 
 
 def _stream_entry(entry: Entry, tables: Sequence[Table]) -> bytes:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from edgecompress.coding import encode, pack_bits
 from edgecompress.runtime.codes import Code, Kind, build_code, level_weight, most_splits
-from edgecompress.runtime.layout import MAX_LEVEL, MAX_PHRASES, MAX_TABLES, Table
+from edgecompress.runtime.layout import LONG_PHRASE_VALUES, MAX_LEVEL, MAX_PHRASES, MAX_TABLES, PHRASE_VALUES, Table
 
 Array = npt.NDArray[Any]
 
@@ -79,19 +79,21 @@ def _new_table(counts: Array) -> tuple[Table, float]:
     logs = np.log2(np.maximum(rolled, 2.0**-20) / rolled.max()) + _LEVEL_LOGS[-1]
     nearest = np.abs(logs[:, np.newaxis] - _LEVEL_LOGS).argmin(axis=1) + 1
     levels = bytes(np.where(rolled > 0, nearest, 0).astype(np.uint8))
-    tables = [Table(base, levels, 0, 0), *_splitting(base, levels)]
+    tables = [Table(base, levels, 0, 0), *_splitting(base, levels, PHRASE_VALUES)]
+    if any(build_code(table).sizes.max() == PHRASE_VALUES for table in tables):
+        tables += _splitting(base, levels, LONG_PHRASE_VALUES)
     return min(((table, _coded_bytes(table, counts)) for table in tables), key=lambda found: found[1])
 
 
-def _splitting(base: int, levels: bytes) -> Iterator[Table]:
+def _splitting(base: int, levels: bytes, longest: int) -> Iterator[Table]:
     """Yield tables with splits: a few numbers of phrases, extended by all values or by the likelier ones."""
     ranked = sorted(levels, reverse=True)
     used = len(levels) - levels.count(0)
     for common in sorted({ranked[used - 1], *(_at_least(ranked, bits) for bits in _COMMON_BITS)}):
         many = sum(level >= common for level in levels)
         each = many - (many == used)
-        splits = {min((phrases - used) // max(each, 1), most_splits(used, many)) for phrases in _PHRASES}
-        yield from (Table(base, levels, number, common) for number in sorted(splits) if number > 0)
+        splits = {min((phrases - used) // max(each, 1), most_splits(used, many, longest)) for phrases in _PHRASES}
+        yield from (Table(base, levels, number, common, longest) for number in sorted(splits) if number > 0)
 
 
 def _at_least(ranked: list[int], bits: int) -> int:

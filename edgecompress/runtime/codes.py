@@ -1,8 +1,9 @@
 """The codes of Huffman planes: phrases of values and their code lengths, from the levels of single values (SPEC.md).
 
-A phrase is one to eight values. Only the levels of single values are stored: phrases grow from them where they are
-likely, after Tunstall, "Synthesis of noiseless compression codes", 1967, and a Huffman code of limited length is built
-over the phrases. Everything is exact integer arithmetic, so that every decoder builds the same code.
+A phrase is one to eight values, or to 64 where one value makes nearly all. Only the levels of single values are stored:
+phrases grow from them where they are likely, after Tunstall, "Synthesis of noiseless compression codes", 1967, and a
+Huffman code of limited length is built over the phrases. Everything is exact integer arithmetic, so that every decoder
+builds the same code.
 """
 
 from __future__ import annotations
@@ -10,12 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
+from heapq import heapify, heappop, heappush
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from edgecompress.runtime.layout import MAX_CODE_LENGTH, MAX_PHRASE_VALUES, MAX_PHRASES, MAX_TABLES, Table
+from edgecompress.runtime.layout import MAX_CODE_LENGTH, MAX_PHRASES, MAX_TABLES, Table
 
 Array = npt.NDArray[Any]
 
@@ -34,7 +36,7 @@ class Kind(IntEnum):
 
 @dataclass(frozen=True)
 class Code:
-    """Phrases: ``lengths`` of their codes, ``values`` (n, 8) with zeros behind, ``sizes``, ``kinds``; all uint8."""
+    """Phrases: ``lengths`` of their codes, ``values`` (n, longest), zeros behind, ``sizes``, ``kinds``; all uint8."""
 
     lengths: Array
     values: Array
@@ -47,11 +49,11 @@ def level_weight(level: int) -> int:
     return (8 + (level - 1) % 8) << (level - 1) // 8
 
 
-def most_splits(used: int, common: int) -> int:
-    """Return how often phrases of ``used`` different values, of which ``common`` extend them, may be split."""
+def most_splits(used: int, common: int, longest: int) -> int:
+    """Return how often phrases may be split, up to ``longest`` of ``used`` values, of which ``common`` extend them."""
     if common == 0 or used == common == 1:
         return 0
-    shorter: int = sum(common**size for size in range(1, MAX_PHRASE_VALUES))
+    shorter: int = sum(common**size for size in range(1, longest))
     return min((MAX_PHRASES - used) // (common - (used == common)), shorter)
 
 
@@ -69,42 +71,37 @@ def build_code(table: Table) -> Code:
 
 def _grow_phrases(table: Table) -> tuple[Array, Array, Array, Array]:
     """Return values, sizes, kinds and likelihoods of all phrases: the likeliest one is split, ``splits`` times."""
-    levels = np.frombuffer(table.levels, np.uint8)
-    used = np.flatnonzero(levels)
-    weights = np.array([level_weight(int(level)) for level in levels[used]], np.int64)
-    shares = np.maximum((weights << _SHARE_BITS) // int(weights.sum()), 1)
-    symbols = (used + table.base).astype(np.uint8)
-    is_common = levels[used] >= table.common
-    more, more_shares = symbols[is_common], shares[is_common]
-    rare_share = int(shares[~is_common].sum())
-    kept = 0 if rare_share else 1  # children that come in place of the phrase
-    end = used.size
-    count = end + table.splits * (more.size - kept)
-    values = np.zeros((count, MAX_PHRASE_VALUES), np.uint8)
-    sizes = np.ones(count, np.uint8)
-    kinds = np.full(count, Kind.WHOLE, np.uint8)
-    likelihoods = np.zeros(count, np.int64)
-    values[:end, 0] = symbols
-    likelihoods[:end] = shares << (_ROOT_BITS - _SHARE_BITS)
-    kinds[:end][~is_common] = Kind.RARE
-    growable = np.where(kinds == Kind.RARE, 0, likelihoods)
+    used = [(table.base + index & 255, level) for index, level in enumerate(table.levels) if level]
+    total = sum(level_weight(level) for _, level in used)
+    shares = [max((level_weight(level) << _SHARE_BITS) // total, 1) for _, level in used]
+    phrases = [bytes([value]) for value, _ in used]
+    likelihoods = [share << (_ROOT_BITS - _SHARE_BITS) for share in shares]
+    kinds = [Kind.WHOLE if level >= table.common else Kind.RARE for _, level in used]
+    more = [(phrase, share) for phrase, share, kind in zip(phrases, shares, kinds, strict=True) if kind == Kind.WHOLE]
+    rare_share = sum(shares) - sum(share for _, share in more)
+    growable = [(-likelihoods[number], number) for number, kind in enumerate(kinds) if kind == Kind.WHOLE]
+    heapify(growable)
     for _ in range(table.splits):
-        chosen = int(growable[:end].argmax())
-        size = int(sizes[chosen])
-        children = np.maximum(likelihoods[chosen] * more_shares >> _SHARE_BITS, 1)
-        behind = np.arange(end, end + more.size - kept)
-        places = np.append(chosen, behind) if kept else behind
-        values[places] = values[chosen]
-        values[places, size] = more
-        sizes[places] = size + 1
-        if not kept:
+        most, chosen = heappop(growable)
+        start = phrases[chosen]
+        for index, (value, share) in enumerate(more):
+            likelihood = max(-most * share >> _SHARE_BITS, 1)
+            if index == 0 and not rare_share:
+                place = chosen
+                phrases[place], likelihoods[place] = start + value, likelihood
+            else:
+                place = len(phrases)
+                phrases.append(start + value)
+                likelihoods.append(likelihood)
+                kinds.append(Kind.WHOLE)
+            if len(start) + 1 < table.longest:
+                heappush(growable, (-likelihood, place))
+        if rare_share:
             kinds[chosen] = Kind.CUT
-            likelihoods[chosen] = max(int(likelihoods[chosen]) * rare_share >> _SHARE_BITS, 1)
-            growable[chosen] = 0
-        likelihoods[places] = children
-        growable[places] = children if size + 1 < MAX_PHRASE_VALUES else 0
-        end += behind.size
-    return values, sizes, kinds, likelihoods
+            likelihoods[chosen] = max(-most * rare_share >> _SHARE_BITS, 1)
+    values = np.frombuffer(b"".join(phrase.ljust(table.longest, b"\0") for phrase in phrases), np.uint8)
+    sizes = np.array([len(phrase) for phrase in phrases], np.uint8)
+    return values.reshape(-1, table.longest), sizes, np.array(kinds, np.uint8), np.array(likelihoods, np.int64)
 
 
 def code_lengths(counts: Array, max_length: int = MAX_CODE_LENGTH) -> Array:

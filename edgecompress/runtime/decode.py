@@ -25,6 +25,8 @@ Array = npt.NDArray[Any]
 
 _BATCH_BYTES = 1 << 23  # decoded bytes of the streams that are decoded together
 _STREAM_COST = 1 << 14  # what a stream counts at least: the decoding tables of a batch take memory, too
+_PIECE = 8  # values of a phrase that are placed at once
+_PART_PHRASES = 1 << 15
 _BLOCK_LANES = 8192  # lanes in one loop: its work arrays fit the second-level cache
 
 
@@ -141,9 +143,10 @@ def _ordered(class_map: ClassMap, values: list[Array], count: int) -> Array:
     """Return the ``values`` of the classes, of which empty ones are left out, in the order of the plane."""
     rows, columns = (np.frombuffer(levels, np.uint8).astype(np.int8) for levels in (class_map.rows, class_map.columns))
     runs = np.clip(rows[:, np.newaxis] + columns - CLASS_BIAS, 0, class_map.classes - 1).reshape(-1)
-    out = np.empty((runs.size, count // runs.size), np.uint8)
-    out[np.argsort(runs, kind="stable")] = np.concatenate(values).reshape(out.shape)
-    return out.reshape(-1)
+    run = np.dtype((np.void, count // runs.size))  # whole runs are moved several times faster than rows of a matrix
+    out = np.empty(runs.size, run)
+    out[np.argsort(runs, kind="stable")] = np.concatenate(values).view(run)
+    return out.view(np.uint8)
 
 
 def _open_blocks(plane: Plane, data: memoryview, container: Container) -> Iterator[_Job]:
@@ -223,14 +226,33 @@ def _expand(job: _Job, phrases: Array) -> Array:
     if code.sizes.max() == 1:
         values: Array = code.values[:, 0][phrases]
         return values
-    sizes = code.sizes[phrases]
-    spare = int(sizes.sum(dtype=np.int64)) - count
-    if not 0 <= spare < int(sizes[-1]):
+    of_one = -(-int(code.sizes.max()) // _PIECE)
+    width = _PIECE if of_one > 1 else 1 << (int(code.sizes.max()) - 1).bit_length()
+    letters = np.ascontiguousarray(code.values[:, : of_one * width]).view(f"u{width}").reshape(-1)
+    wanted = (np.arange(of_one * width) < code.sizes[:, np.newaxis]).view(f"u{width}").reshape(-1)
+    parts = []
+    left = count
+    for low in range(0, phrases.size, _PART_PHRASES):  # so that the work arrays fit the cache
+        pieces = phrases[low : low + _PART_PHRASES].astype(np.intp)
+        if of_one > 1:
+            pieces = _pieces(pieces, code.sizes, of_one)
+        parts.append(letters[pieces].view(np.uint8)[wanted[pieces].view(np.bool_)])
+        left -= parts[-1].size
+        # A hostile file may have phrases of 64 times the values that it announces: none may come after the last value.
+        rest = 1 if low + _PART_PHRASES < phrases.size else 1 - int(code.sizes[phrases[-1]])
+        if left < rest:
+            raise malformed("phrases of another number of values than announced")
+    if left > 0:
         raise malformed("phrases of another number of values than announced")
-    width = 1 << (int(code.sizes.max()) - 1).bit_length()
-    wanted = (np.arange(width) < code.sizes[:, np.newaxis]).view(f"u{width}").reshape(-1)[phrases]
-    letters = np.ascontiguousarray(code.values[:, :width]).view(f"u{width}").reshape(-1)[phrases]
-    return letters.view(np.uint8)[wanted.view(np.bool_)][:count]
+    return np.concatenate(parts)[:count]
+
+
+def _pieces(phrases: Array, sizes: Array, of_one: int) -> Array:
+    """Return the numbers of the pieces of eight values that ``phrases`` are made of, every one having ``of_one``."""
+    counts = (sizes[phrases] + (_PIECE - 1)) // _PIECE
+    ends = np.cumsum(counts, dtype=np.int64)
+    pieces: Array = np.repeat(phrases * of_one - (ends - counts), counts) + np.arange(int(ends[-1]))
+    return pieces
 
 
 def _check_padding(job: _Job, used: int) -> None:

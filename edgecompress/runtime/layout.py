@@ -22,7 +22,9 @@ MAX_STREAM_BYTES = 1 << 26
 MAX_LEVEL = 128
 MAX_CODE_LENGTH = 12
 MAX_PHRASES = 1 << 8
-MAX_PHRASE_VALUES = 8
+PHRASE_VALUES = 8  # the most of a phrase
+LONG_PHRASE_VALUES = 64  # in tables that say so
+LONG_PHRASES = 256  # what a table that says so adds to its common level
 MAX_CLASSES = 8
 MAX_CLASS_LEVEL = 15
 CLASS_BIAS = 8
@@ -57,13 +59,15 @@ class Mode(IntEnum):
 class Table:
     """A code, by the levels of the values from ``base`` on: how likely they are, 0: never.
 
-    Phrases are split ``splits`` times, by the values of at least level ``common`` (0 without splits).
+    Phrases are split ``splits`` times, by the values of at least level ``common`` (0 without splits), but none gets
+    more than ``longest`` values, 8 or 64.
     """
 
     base: int
     levels: bytes
     splits: int
     common: int
+    longest: int = PHRASE_VALUES
 
 
 @dataclass(frozen=True, slots=True)

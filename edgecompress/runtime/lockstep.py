@@ -22,10 +22,13 @@ _PACK = 8  # symbols of a lane that are gathered before they are moved to their 
 def bit_windows(streams: Sequence[Array]) -> tuple[Array, list[int]]:
     """Return (64-bit windows that start every 16 bits of all bit streams together; the first bit of each stream)."""
     sizes = [bits.size for bits in streams]
-    padded = np.zeros((sum(sizes) + 1) // 2 + 4, "<u2")
-    padded.view(np.uint8)[: sum(sizes)] = np.concatenate(streams)
-    wide = padded.astype(np.int64)
-    windows = wide[:-3] | (wide[1:-2] << 16) | (wide[2:-1] << 32) | (wide[3:] << 48)
+    count = (sum(sizes) + 1) // 2 + 1
+    padded = np.zeros(2 * count + 16, np.uint8)
+    padded[: sum(sizes)] = np.concatenate(streams)
+    windows = np.empty(count, np.int64)
+    for first in range(4):  # every fourth window starts where the one before ends
+        part = windows[first::4]
+        part[:] = padded[2 * first : 2 * first + 8 * part.size].view("<i8")
     return windows, [8 * offset for offset in np.cumsum([0, *sizes[:-1]]).tolist()]
 
 

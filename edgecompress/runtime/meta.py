@@ -10,16 +10,18 @@ from edgecompress.errors import FormatError
 from edgecompress.runtime.codes import most_splits
 from edgecompress.runtime.layout import (
     DEFLATE_MAX_RATIO,
+    LONG_PHRASE_VALUES,
+    LONG_PHRASES,
     MAX_CLASS_LEVEL,
     MAX_CLASSES,
     MAX_FILES,
     MAX_LANE_PHRASES,
     MAX_LEVEL,
-    MAX_PHRASE_VALUES,
     MAX_PIECES,
     MAX_STREAM_BYTES,
     MAX_TABLES,
     MIN_LANE_PHRASES,
+    PHRASE_VALUES,
     PREFIX,
     WIDTHS,
     Block,
@@ -112,10 +114,13 @@ def _parse_table(reader: _Reader) -> Table:
     used = alphabet - levels.count(0)
     if used < 2 or max(levels) > MAX_LEVEL:
         raise malformed("levels out of range")
+    longest = PHRASE_VALUES
+    if common >= LONG_PHRASES:
+        common, longest = common - LONG_PHRASES, LONG_PHRASE_VALUES
     many = sum(level >= common for level in levels) if common else 0
-    if splits > most_splits(used, many):
+    if splits > most_splits(used, many, longest):
         raise malformed(f"{splits} splits of {used} values by {many} common ones")
-    return Table(base, levels, splits, common)
+    return Table(base, levels, splits, common, longest)
 
 
 def _parse_streams(
@@ -198,10 +203,10 @@ def _parse_block(reader: _Reader, count: int, tables: tuple[Table, ...]) -> Bloc
     number = reader.number()
     if number >= len(tables):
         raise malformed(f"a block of table {number} of {len(tables)}")
-    splits = tables[number].splits
+    table = tables[number]
     stored = reader.number()
-    phrases = reader.number() if splits else count
-    size = MAX_PHRASE_VALUES if splits else 1
+    phrases = reader.number() if table.splits else count
+    size = table.longest if table.splits else 1
     # A code has 1 to 12 bits; the lengths of lanes take more.
     if not (phrases <= min(count, 8 * stored) and size * phrases >= count):
         raise malformed(f"a block of {count} values in {phrases} phrases and {stored} bytes")

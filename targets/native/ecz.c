@@ -18,6 +18,7 @@ enum {
     META_MAX_RATIO = 8,
     DEFLATE_MAX_RATIO = 1032,
     MAX_LEVEL = 128,
+    LONG_PHRASES = 256, /* what a table of long phrases adds to its common level */
     MAX_CLASS_LEVEL = 15,
     CLASS_BIAS = 8,
     MAX_NAME_BYTES = 255
@@ -66,7 +67,7 @@ struct ecz_container {
     ecz_allocator allocator;
     ecz_crc crc;
     ecz_code **codes; /* of the tables, each made when it is needed first */
-    size_t lane_phrases, table_count, stream_count, file_count, pieces_left;
+    size_t lane_phrases, longest, table_count, stream_count, file_count, pieces_left;
     ecz_table *tables;
     stream *streams;
     entry *files;
@@ -153,13 +154,15 @@ static int parse_table(reader *in, ecz_table *table)
     const uint8_t *levels = take(in, alphabet);
     if (!levels)
         return ECZ_MALFORMED;
+    table->longest = common >= LONG_PHRASES ? ECZ_LONG_PHRASE_VALUES : ECZ_PHRASE_VALUES;
+    common -= common >= LONG_PHRASES ? LONG_PHRASES : 0;
     for (unsigned index = 0; index < alphabet; index++) {
         if (levels[index] > MAX_LEVEL)
             return ECZ_MALFORMED;
         used += levels[index] > 0;
         many += common > 0 && levels[index] >= common;
     }
-    if (used < 2 || splits > ecz_most_splits(used, many))
+    if (used < 2 || splits > ecz_most_splits(used, many, table->longest))
         return ECZ_MALFORMED;
     table->levels = levels;
     table->alphabet = (uint16_t)alphabet;
@@ -181,9 +184,9 @@ static int parse_block(reader *in, const ecz_container *from, block *found, uint
     uint64_t table = number(in), stored = number(in);
     if (in->failed || table >= from->table_count || stored > MAX_STREAM_BYTES * 2u)
         return ECZ_MALFORMED;
-    unsigned splits = from->tables[table].splits;
+    unsigned splits = from->tables[table].splits, longest = from->tables[table].longest;
     uint64_t phrases = splits ? number(in) : count;
-    if (phrases > count || phrases > 8 * stored || phrases * (splits ? ECZ_PHRASE_VALUES : 1) < count)
+    if (phrases > count || phrases > 8 * stored || phrases * (splits ? longest : 1) < count)
         return ECZ_MALFORMED;
     found->table = (size_t)table;
     found->count = (size_t)count;
@@ -415,9 +418,12 @@ static int parse_tables(reader *in, ecz_container *into)
     if (!into->codes)
         return ECZ_NO_MEMORY;
     into->table_count = (size_t)count;
-    for (size_t index = 0; index < count; index++)
+    for (size_t index = 0; index < count; index++) {
+        const ecz_table *table = &into->tables[index];
         if (parse_table(in, &into->tables[index]))
             return ECZ_MALFORMED;
+        into->longest = table->longest > into->longest ? table->longest : into->longest;
+    }
     return ECZ_OK;
 }
 
@@ -557,7 +563,7 @@ static int decode_huffman(ecz_container *from, const plane *what, const uint8_t 
         const block *each = &what->blocks[index];
         ecz_code **code = &from->codes[each->table];
         if (!*code) {
-            *code = allocate(from, sizeof **code);
+            *code = allocate(from, ecz_code_size(&from->tables[each->table]));
             if (!*code)
                 return ECZ_NO_MEMORY;
             ecz_build_code(&from->tables[each->table], *code);
@@ -600,7 +606,7 @@ static int decode_planes(ecz_container *from, const stream *what, uint8_t *memor
     /* The plane table was checked when the file was opened. */
     reader in = {what->planes, from->skeleton, 0};
     const uint8_t *data = what->data;
-    uint8_t *buffer = memory + ecz_scratch_size(from->lane_phrases);
+    uint8_t *buffer = memory + ecz_scratch_size(from->lane_phrases, from->longest);
     if (is_damaged(ecz_crc_update(&from->crc, 0, what->data, what->stored), what->crc))
         return ECZ_CHECKSUM;
     for (uint32_t index = 0; index < what->width; index++) {
@@ -617,7 +623,7 @@ static int decode_planes(ecz_container *from, const stream *what, uint8_t *memor
 
 static int decode_stream(ecz_container *from, const stream *what, uint8_t *out)
 {
-    uint8_t *memory = allocate(from, (uint64_t)ecz_scratch_size(from->lane_phrases) + what->count);
+    uint8_t *memory = allocate(from, (uint64_t)ecz_scratch_size(from->lane_phrases, from->longest) + what->count);
     if (!memory)
         return ECZ_NO_MEMORY;
     int status = decode_planes(from, what, memory, out);

@@ -13,12 +13,12 @@ typedef struct {
     uint8_t kind;
 } phrase;
 
-unsigned ecz_most_splits(unsigned used, unsigned common)
+unsigned ecz_most_splits(unsigned used, unsigned common, unsigned longest)
 {
     if (common == 0)
         return 0;
     unsigned shorter = 0, power = 1;
-    for (int size = 1; size < ECZ_PHRASE_VALUES && shorter < ECZ_PHRASES; size++) {
+    for (unsigned size = 1; size < longest && shorter < ECZ_PHRASES; size++) {
         power *= common;
         shorter += power;
     }
@@ -31,13 +31,14 @@ static uint64_t at_least_one(uint64_t value)
     return value ? value : 1;
 }
 
-/* Fill phrases and values; return how many phrases there are. */
-static unsigned grow(const ecz_table *table, phrase *phrases, uint8_t (*values)[ECZ_PHRASE_VALUES])
+/* Fill phrases, and longest values for each; return how many phrases there are. */
+static unsigned grow(const ecz_table *table, phrase *phrases, uint8_t *values)
 {
+    const size_t longest = table->longest;
     uint64_t shares[ECZ_PHRASES], common_shares[ECZ_PHRASES], total = 0, rare_share = 0;
     uint8_t common_values[ECZ_PHRASES];
     unsigned end = 0, common = 0;
-    memset(values, 0, ECZ_PHRASES * ECZ_PHRASE_VALUES);
+    memset(values, 0, ECZ_PHRASES * longest);
     for (unsigned index = 0; index < table->alphabet; index++)
         if (table->levels[index]) {
             unsigned level = table->levels[index] - 1u;
@@ -47,12 +48,12 @@ static unsigned grow(const ecz_table *table, phrase *phrases, uint8_t (*values)[
         if (table->levels[index]) {
             unsigned level = table->levels[index] - 1u;
             shares[end] = at_least_one(((uint64_t)(8 + level % 8) << level / 8 << SHARE_BITS) / total);
-            values[end][0] = (uint8_t)(table->base + index);
+            values[end * longest] = (uint8_t)(table->base + index);
             phrases[end].likelihood = shares[end] << (ROOT_BITS - SHARE_BITS);
             phrases[end].size = 1;
             phrases[end].kind = WHOLE;
             if (table->levels[index] >= table->common) {
-                common_values[common] = values[end][0];
+                common_values[common] = values[end * longest];
                 common_shares[common++] = shares[end];
             } else {
                 phrases[end].kind = RARE;
@@ -64,18 +65,18 @@ static unsigned grow(const ecz_table *table, phrase *phrases, uint8_t (*values)[
         unsigned chosen = 0;
         uint64_t most = 0;
         for (unsigned index = 0; index < end; index++)
-            if (phrases[index].kind == WHOLE && phrases[index].size < ECZ_PHRASE_VALUES &&
+            if (phrases[index].kind == WHOLE && phrases[index].size < longest &&
                 phrases[index].likelihood > most) {
                 most = phrases[index].likelihood;
                 chosen = index;
             }
         unsigned size = phrases[chosen].size;
-        uint8_t start[ECZ_PHRASE_VALUES];
-        memcpy(start, values[chosen], sizeof start);
         for (unsigned index = 0; index < common; index++) {
             unsigned place = index == 0 && rare_share == 0 ? chosen : end++;
-            memcpy(values[place], start, sizeof start);
-            values[place][size] = common_values[index];
+            uint8_t *to = values + place * longest;
+            if (place != chosen)
+                memcpy(to, values + chosen * longest, size);
+            to[size] = common_values[index];
             phrases[place].likelihood = at_least_one(most * common_shares[index] >> SHARE_BITS);
             phrases[place].size = (uint8_t)(size + 1);
             phrases[place].kind = WHOLE;
@@ -141,6 +142,11 @@ static void code_lengths(const phrase *phrases, unsigned count, uint8_t *lengths
     }
 }
 
+size_t ecz_code_size(const ecz_table *table)
+{
+    return sizeof(ecz_code) + ECZ_PHRASES * (size_t)table->longest;
+}
+
 void ecz_build_code(const ecz_table *table, ecz_code *code)
 {
     phrase phrases[ECZ_PHRASES];
@@ -148,6 +154,9 @@ void ecz_build_code(const ecz_table *table, ecz_code *code)
     unsigned count = grow(table, phrases, code->values);
     favour_rare(phrases, count);
     code_lengths(phrases, count, lengths);
+    code->longest = table->longest;
+    for (unsigned index = 0; index < count; index++)
+        code->sizes[index] = phrases[index].size;
     unsigned value = 0;
     for (unsigned length = 1; length <= ECZ_CODE_BITS; length++, value <<= 1)
         for (unsigned index = 0; index < count; index++)
@@ -157,7 +166,7 @@ void ecz_build_code(const ecz_table *table, ecz_code *code)
                     mirrored |= (value >> bit & 1) << (length - 1 - bit);
                 for (; mirrored < 1u << ECZ_CODE_BITS; mirrored += 1u << length)
                     code->entries[mirrored] =
-                        (uint16_t)(index << 8 | (unsigned)(phrases[index].size - 1) << 4 | length);
+                        (uint16_t)(index << 8 | (phrases[index].size - 1u) % 8 << 4 | length);
                 value++;
             }
 }
@@ -177,32 +186,39 @@ static uint64_t peek(const uint8_t *data, size_t size, uint64_t position)
     return bits >> (position & 7);
 }
 
-#define TAKE_PHRASE(bits, used, out)                   \
-    do {                                               \
-        unsigned entry = code->entries[(bits) & 4095]; \
-        memcpy((out), code->values[entry >> 8], 8);    \
-        (out) += (entry >> 4 & 7) + 1;                 \
-        (bits) >>= entry & 15;                         \
-        (used) += entry & 15;                          \
+/* Only where longest is a constant, copying the values of a phrase is one load and one store, or four. */
+#if defined(__GNUC__)
+#define INLINE static inline __attribute__((always_inline))
+#else
+#define INLINE static inline
+#endif
+
+#define TAKE_PHRASE(bits, used, out, longest)                                                                \
+    do {                                                                                                     \
+        unsigned entry = code->entries[(bits) & 4095];                                                       \
+        memcpy((out), code->values + (entry >> 8) * (longest), (longest));                                   \
+        (out) += (longest) == ECZ_PHRASE_VALUES ? (entry >> 4 & 7) + 1u : (unsigned)code->sizes[entry >> 8]; \
+        (bits) >>= entry & 15;                                                                               \
+        (used) += entry & 15;                                                                                \
     } while (0)
 
-/* Decode phrases of one lane; out has room for 8 bytes for each. Return where the values end. */
-static uint8_t *decode_lane(const ecz_code *code, const uint8_t *data, size_t size, uint64_t *position, size_t phrases,
-                            uint8_t *out)
+/* Decode phrases of one lane; out has room for longest bytes for each. Return where the values end. */
+INLINE uint8_t *decode_lane(const ecz_code *code, const uint8_t *data, size_t size, uint64_t *position, size_t phrases,
+                            uint8_t *out, const size_t longest)
 {
     for (; phrases > 0; phrases -= phrases < 4 ? phrases : 4) {
         uint64_t bits = peek(data, size, *position);
         unsigned used = 0;
         for (size_t each = phrases < 4 ? phrases : 4; each > 0; each--)
-            TAKE_PHRASE(bits, used, out);
+            TAKE_PHRASE(bits, used, out, longest);
         *position += used;
     }
     return out;
 }
 
 /* Decode LANES whole lanes side by side, so that the processor has something to do while a look-up is under way. */
-static void decode_lanes(const ecz_code *code, const uint8_t *data, size_t size, uint64_t *positions, size_t phrases,
-                         uint8_t **outs)
+INLINE void decode_lanes(const ecz_code *code, const uint8_t *data, size_t size, uint64_t *positions, size_t phrases,
+                         uint8_t **outs, const size_t longest)
 {
     uint8_t *out0 = outs[0], *out1 = outs[1], *out2 = outs[2], *out3 = outs[3];
     uint64_t at0 = positions[0], at1 = positions[1], at2 = positions[2], at3 = positions[3];
@@ -210,10 +226,10 @@ static void decode_lanes(const ecz_code *code, const uint8_t *data, size_t size,
         uint64_t bits0 = peek(data, size, at0), bits1 = peek(data, size, at1);
         uint64_t bits2 = peek(data, size, at2), bits3 = peek(data, size, at3);
         for (int each = 0; each < 4; each++) {
-            TAKE_PHRASE(bits0, at0, out0);
-            TAKE_PHRASE(bits1, at1, out1);
-            TAKE_PHRASE(bits2, at2, out2);
-            TAKE_PHRASE(bits3, at3, out3);
+            TAKE_PHRASE(bits0, at0, out0, longest);
+            TAKE_PHRASE(bits1, at1, out1, longest);
+            TAKE_PHRASE(bits2, at2, out2, longest);
+            TAKE_PHRASE(bits3, at3, out3, longest);
         }
     }
     positions[0] = at0;
@@ -225,12 +241,29 @@ static void decode_lanes(const ecz_code *code, const uint8_t *data, size_t size,
     outs[2] = out2;
     outs[3] = out3;
     for (int lane = 0; lane < LANES; lane++)
-        outs[lane] = decode_lane(code, data, size, &positions[lane], phrases % 4, outs[lane]);
+        outs[lane] = decode_lane(code, data, size, &positions[lane], phrases % 4, outs[lane], longest);
 }
 
-size_t ecz_scratch_size(size_t lane_phrases)
+static uint8_t *decode_one(const ecz_code *code, const uint8_t *data, size_t size, uint64_t *position, size_t phrases,
+                           uint8_t *out)
 {
-    return LANES * ECZ_PHRASE_VALUES * lane_phrases;
+    if (code->longest == ECZ_PHRASE_VALUES)
+        return decode_lane(code, data, size, position, phrases, out, ECZ_PHRASE_VALUES);
+    return decode_lane(code, data, size, position, phrases, out, ECZ_LONG_PHRASE_VALUES);
+}
+
+static void decode_group(const ecz_code *code, const uint8_t *data, size_t size, uint64_t *positions, size_t phrases,
+                         uint8_t **outs)
+{
+    if (code->longest == ECZ_PHRASE_VALUES)
+        decode_lanes(code, data, size, positions, phrases, outs, ECZ_PHRASE_VALUES);
+    else
+        decode_lanes(code, data, size, positions, phrases, outs, ECZ_LONG_PHRASE_VALUES);
+}
+
+size_t ecz_scratch_size(size_t lane_phrases, size_t longest)
+{
+    return LANES * longest * lane_phrases;
 }
 
 typedef struct {
@@ -287,21 +320,21 @@ int ecz_decode_block(const ecz_code *code, const uint8_t *data, size_t size, siz
             if (lane + each + 1 < lane_count)
                 start += lane_length(&lanes, lane + each);
             ends[each] = start;
-            outs[each] = scratch + each * ECZ_PHRASE_VALUES * lane_phrases;
+            outs[each] = scratch + each * code->longest * lane_phrases;
         }
         if (group == LANES) {
-            decode_lanes(code, data, size, positions, number, outs);
+            decode_group(code, data, size, positions, number, outs);
         } else if (lane + 1 < lane_count) {
-            outs[0] = decode_lane(code, data, size, positions, number, outs[0]);
+            outs[0] = decode_one(code, data, size, positions, number, outs[0]);
         } else { /* the last phrase alone may reach beyond the last value */
-            uint8_t *before = decode_lane(code, data, size, positions, number - 1, outs[0]);
-            outs[0] = decode_lane(code, data, size, positions, 1, before);
+            uint8_t *before = decode_one(code, data, size, positions, number - 1, outs[0]);
+            outs[0] = decode_one(code, data, size, positions, 1, before);
             last_size = (size_t)(outs[0] - before);
             ends[0] = positions[0];
             start = positions[0];
         }
         for (size_t each = 0; each < group; each++) {
-            const uint8_t *from = scratch + each * ECZ_PHRASE_VALUES * lane_phrases;
+            const uint8_t *from = scratch + each * code->longest * lane_phrases;
             size_t values = (size_t)(outs[each] - from), room = count - filled;
             if (positions[each] != ends[each] || (values > room && lane + 1 < lane_count))
                 return ECZ_MALFORMED;

@@ -30,7 +30,9 @@ const MAX_FILES = 2 ** 12;
 const MAX_STREAM_BYTES = 2 ** 26;
 const MAX_LEVEL = 128;
 const MAX_PHRASES = 256;
-const MAX_PHRASE_VALUES = 8;
+const PHRASE_VALUES = 8; // the most of a phrase, or
+const LONG_PHRASE_VALUES = 64;
+const LONG_PHRASES = 256; // what a table of long phrases adds to its common level
 const CODE_BITS = 12;
 const MAX_CLASSES = 8;
 const MAX_CLASS_LEVEL = 15;
@@ -199,20 +201,22 @@ function parseTable(reader) {
   const base = reader.number();
   const alphabet = reader.number();
   const splits = reader.number();
-  const common = splits ? reader.number() : 0;
+  let common = splits ? reader.number() : 0;
+  const longest = common < LONG_PHRASES ? PHRASE_VALUES : LONG_PHRASE_VALUES;
+  if (common >= LONG_PHRASES) common -= LONG_PHRASES;
   if (base > 255 || alphabet < 2 || alphabet > 256) throw malformed(`an alphabet of ${alphabet} values`);
   const levels = reader.take(alphabet);
   const used = levels.filter((level) => level > 0).length;
   const many = common ? levels.filter((level) => level >= common).length : 0;
   if (used < 2 || levels.some((level) => level > MAX_LEVEL)) throw malformed("levels out of range");
-  if (splits > mostSplits(used, many)) throw malformed(`${splits} splits of ${used} values`);
-  return { base, levels, splits, common };
+  if (splits > mostSplits(used, many, longest)) throw malformed(`${splits} splits of ${used} values`);
+  return { base, levels, splits, common, longest };
 }
 
-function mostSplits(used, common) {
+function mostSplits(used, common, longest) {
   if (common === 0) return 0;
   let shorter = 0;
-  for (let size = 1; size < MAX_PHRASE_VALUES; size++) shorter += common ** size;
+  for (let size = 1; size < longest; size++) shorter += common ** size;
   return Math.min(Math.floor((MAX_PHRASES - used) / (common - (used === common ? 1 : 0))), shorter);
 }
 
@@ -308,7 +312,7 @@ function parseBlock(reader, count, tables) {
   if (number >= tables.length) throw malformed(`a block of table ${number} of ${tables.length}`);
   const stored = reader.number();
   const phrases = tables[number].splits ? reader.number() : count;
-  const size = tables[number].splits ? MAX_PHRASE_VALUES : 1;
+  const size = tables[number].splits ? tables[number].longest : 1;
   if (!(phrases <= Math.min(count, 8 * stored) && size * phrases >= count)) {
     throw malformed(`a block of ${count} values in ${phrases} phrases and ${stored} bytes`);
   }
@@ -360,7 +364,7 @@ function parseName(reader, isModel) {
 
 // --- codes ---
 
-/** Phrases of a table, and for the next 12 bits phrase << 8 | (values - 1) << 4 | bits. */
+/** Phrases of a table, `longest` bytes each, and for the next 12 bits phrase << 10 | (size - 1) << 4 | bits. */
 function codeOf(container, number) {
   if (!container.codes.has(number)) container.codes.set(number, buildCode(container.tables[number]));
   return container.codes.get(number);
@@ -369,24 +373,24 @@ function codeOf(container, number) {
 function buildCode(table) {
   const phrases = growPhrases(table);
   const lengths = codeLengths(phrases.map((phrase) => phrase.likelihood));
-  const values = new Uint8Array(MAX_PHRASES * MAX_PHRASE_VALUES);
-  phrases.forEach((phrase, index) => values.set(phrase.values, MAX_PHRASE_VALUES * index));
-  const entries = new Uint16Array(2 ** CODE_BITS);
+  const values = new Uint8Array(MAX_PHRASES * table.longest);
+  phrases.forEach((phrase, index) => values.set(phrase.values, table.longest * index));
+  const entries = new Uint32Array(2 ** CODE_BITS);
   let code = 0;
   for (let length = 1; length <= CODE_BITS; length++, code *= 2) {
     for (let index = 0; index < phrases.length; index++) {
       if (lengths[index] !== length) continue;
       let mirrored = 0;
       for (let bit = 0; bit < length; bit++) mirrored |= ((code >> bit) & 1) << (length - 1 - bit);
-      const entry = (index << 8) | ((phrases[index].values.length - 1) << 4) | length;
+      const entry = (index << 10) | ((phrases[index].values.length - 1) << 4) | length;
       for (; mirrored < entries.length; mirrored += 2 ** length) entries[mirrored] = entry;
       code++;
     }
   }
-  return { entries, values };
+  return { entries, values, longest: table.longest };
 }
 
-function growPhrases({ base, levels, splits, common }) {
+function growPhrases({ base, levels, splits, common, longest }) {
   const used = [];
   levels.forEach((level, index) => {
     if (level) used.push({ value: (base + index) & 255, level });
@@ -406,7 +410,7 @@ function growPhrases({ base, levels, splits, common }) {
   for (let split = 0; split < splits; split++) {
     let chosen = null;
     for (const phrase of phrases) {
-      const open = phrase.kind === "whole" && phrase.values.length < MAX_PHRASE_VALUES;
+      const open = phrase.kind === "whole" && phrase.values.length < longest;
       if (open && (chosen === null || phrase.likelihood > chosen.likelihood)) chosen = phrase;
     }
     const { values, likelihood } = chosen;
@@ -577,7 +581,7 @@ function laneEnds(data, known) {
 }
 
 /** Decode phrases from a bit position on; the last one of the last lane may reach beyond the end of out. */
-function decodeLane({ entries, values }, bits, start, phrases, out, filled, isLast) {
+function decodeLane({ entries, values, longest }, bits, start, phrases, out, filled, isLast) {
   let next = start >> 3;
   let ahead = (next < bits.length ? bits[next++] : 0) >> (start & 7);
   let have = 8 - (start & 7);
@@ -593,8 +597,8 @@ function decodeLane({ entries, values }, bits, start, phrases, out, filled, isLa
     ahead >>>= length;
     have -= length;
     used += length;
-    let from = (entry >> 8) * MAX_PHRASE_VALUES;
-    let size = ((entry >> 4) & 7) + 1;
+    let from = (entry >> 10) * longest;
+    let size = ((entry >> 4) & 63) + 1;
     if (size > out.length - filled) {
       if (!isLast || phrase < phrases - 1 || filled === out.length) {
         throw malformed("phrases of another number of values than announced");
