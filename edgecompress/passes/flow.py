@@ -17,9 +17,11 @@ if TYPE_CHECKING:
 
 _FIRST_OPSET_WITH_AXIS = 13
 
-_KEEP_RANGE = ("MaxPool", "Flatten", "Reshape")
+_KEEP_RANGE = ("MaxPool", "Flatten", "Reshape", "Slice", "Pad")
 _FLOW = (*_KEEP_RANGE, "Add", "Mul", "Concat", "AveragePool", "GlobalAveragePool", "Sigmoid", "LeakyRelu")
 """Operators besides the layers' that the runtime has in int8."""
+
+_POOLS = ("MaxPool", "AveragePool", "GlobalAveragePool")
 
 _FOLDED = ("Relu", "Clip")
 """Rounding to a range that ends at their limits does what they do: the runtime drops them."""
@@ -72,7 +74,9 @@ def flow_of(graph: Graph, layers: Sequence[Layer]) -> Flow:
     """Return where integers flow when ``layers`` run in int8; more layers never make fewer tensors integers.
 
     An operator between layers runs in int8 where all that it reads are integers anyway and an int8 layer needs what it
-    gives. A Relu or Clip that alone reads what an int8 node gives is folded: what is rounded is its output.
+    gives, or where it pools: fewer values go back to floats then. What only a Concat reads gets the range of its
+    result, by which it would be rounded again: so the runtime copies codes and does not look them up. A Relu or Clip
+    that alone reads what an int8 node gives is folded: what is rounded is its output.
     """
     chosen = {id(node) for layer in layers for node in layer.nodes}
     # what the layers read, and what int8 nodes give
@@ -83,10 +87,11 @@ def flow_of(graph: Graph, layers: Sequence[Layer]) -> Flow:
             nodes.append(node)
             rounded.add(_end(graph, node).outputs[0].name)
     needed: set[str] = set()
+    kept: list[gs.Node] = []
     for node in reversed(nodes):
-        if id(node) in chosen or _end(graph, node).outputs[0].name in needed:
-            needed.update(tensor.name for tensor in _activations(node))
-    kept = [node for node in nodes if id(node) in chosen or _end(graph, node).outputs[0].name in needed]
+        if id(node) in chosen or operator(node) in _POOLS or _end(graph, node).outputs[0].name in needed:
+            needed.update(tensor.name for tensor in reads(node))
+            kept.insert(0, node)
     made: dict[str, gs.Node] = {}
     same: dict[str, str] = {}
     for node in kept:
@@ -97,16 +102,27 @@ def flow_of(graph: Graph, layers: Sequence[Layer]) -> Flow:
         made[name] = end
         if operator(node) in _KEEP_RANGE:
             same[name] = node.inputs[0].name
+        elif operator(node) == "Concat":
+            same |= {each.name: name for each in node.inputs if each.name not in same and len(each.outputs) == 1}
     return Flow(tuple(kept), made, frozenset(needed - made.keys()), same)
 
 
-def _activations(node: gs.Node) -> list[gs.Tensor]:
+def reads(node: gs.Node) -> list[gs.Tensor]:
+    """Return the activations that a node of the flow reads."""
     return list(node.inputs if operator(node) in ("Add", "Mul", "Concat") else node.inputs[:1])
 
 
 def _is_fed(node: gs.Node, rounded: Collection[str]) -> bool:
     is_plain = operator(node) in _FLOW and len(node.outputs) == 1  # a MaxPool may give places, too
-    return is_plain and all(tensor.name in rounded for tensor in _activations(node))
+    return is_plain and not _brings_values(node) and all(tensor.name in rounded for tensor in reads(node))
+
+
+def _brings_values(node: gs.Node) -> bool:
+    """Tell whether a node is a Pad with something else than zeros, which a range may not hold."""
+    if operator(node) != "Pad" or len(node.inputs) < 3 or not node.inputs[2].name:
+        return False
+    value = node.inputs[2]
+    return not is_weight_constant(value) or bool(np.any(value.values))
 
 
 def _end(graph: Graph, node: gs.Node) -> gs.Node:

@@ -1,4 +1,4 @@
-"""Choose which layers run in int8: all that can, but for those that move the model's output too far."""
+"""Choose which layers run in int8: all that can, but for those that move the output too far or get slower."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 
 from edgecompress.graph import open_graph
 from edgecompress.layers import Layer, find_layers
+from edgecompress.passes.align import align
 from edgecompress.passes.biases import set_constants
 from edgecompress.passes.flow import flow_of, why_float
+from edgecompress.passes.islands import losing_islands
 from edgecompress.passes.quantize import quantize
 from edgecompress.passes.ranges import Range, activation_ranges
 from edgecompress.passes.run import run_pass
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from edgecompress.data import DataSet
     from edgecompress.graph import Graph
     from edgecompress.model import Array, Model
-    from edgecompress.passes.run import Change
+    from edgecompress.passes.run import Change, Pass
 
     Progress = Callable[[int, int], None] | None
 
@@ -56,7 +58,8 @@ def choose_int8(
     """Choose the weights of ``model`` that run in int8; those on ``grids`` have their codes.
 
     Each layer is put into int8 alone, and the one that moves the output most stays float until the sum over the others
-    is at most ``max_effect``. Neighbours share the rounding of the tensor between them: the sum counts it twice.
+    is at most ``max_effect``. Neighbours share the rounding of the tensor between them: the sum counts it twice. Then
+    those stay float, too, that int8 makes no faster (see ``losing_islands``).
 
     Raises:
         ModelError: the runtime cannot run the model on this data.
@@ -73,7 +76,7 @@ def choose_int8(
     probe = Probe(model, data, macs=sum(layer.macs or 0 for layer in layers), variants=len(able))
     effects: dict[str, float] = {}
     for done, layer in enumerate(able, 1):
-        alone, _ = run_int8(model, {layer.name}, ranges, grids, feeds=None)
+        alone, _ = run_pass(model, "quantize", _quantizing({layer.name}, ranges, grids), None)
         effects[layer.name] = probe.divergence_of(alone)
         if progress:
             progress(done, len(able))
@@ -81,6 +84,9 @@ def choose_int8(
     while math.fsum(effects[name] for name in kept) > max_effect:
         worst = kept.pop()
         reasons[worst] = f"int8 moves the output by {effects[worst]:.2g}"
+    lost = losing_islands(graph, [layer for layer in able if layer.name in kept])
+    reasons |= dict.fromkeys(lost, "between float layers, int8 would cost more time than it saves")
+    kept = [name for name in kept if name not in lost]
     return Precision(frozenset(kept), ranges, effects, reasons)
 
 
@@ -93,12 +99,16 @@ def run_int8(
     feeds: Mapping[str, Array] | None,
 ) -> tuple[Model, Sequence[Change]]:
     """Return the model with the weights named in int8, checked as ``run_pass`` does, and the changes."""
+    quantized, changes = run_pass(model, "quantize", _quantizing(names, ranges, grids), feeds)
+    return run_pass(quantized, "align", align, feeds)[0], changes
 
+
+def _quantizing(names: frozenset[str] | set[str], ranges: Mapping[str, Range], grids: Mapping[str, Grid]) -> Pass:
     def rewrite(graph: Graph) -> Sequence[Change]:
         chosen = [entry for entry in find_layers(graph) if isinstance(entry, Layer) and entry.name in names]
         return quantize(graph, chosen, ranges, grids)
 
-    return run_pass(model, "quantize", rewrite, feeds)
+    return rewrite
 
 
 def _dense(grids: Mapping[str, Grid]) -> dict[str, Array]:

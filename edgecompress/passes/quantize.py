@@ -18,7 +18,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from edgecompress.cluster.forms import Grid
-from edgecompress.graph import Graph, fresh_name, values_of
+from edgecompress.graph import Graph, fresh_name, operator, values_of
 from edgecompress.orientation import bias_of, check_finite
 from edgecompress.passes.decoders import insert_decoders
 from edgecompress.passes.flow import Flow, flow_of
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 _MAX_CODE = 127
 _MAX_INT32 = 2**31 - 1
+_FAR = 3e38
 
 
 def quantize(
@@ -105,6 +106,7 @@ class _Writer:
                         if tensor.name not in rounded:
                             rounded[tensor.name] = self._variable(f"{tensor.name}.rounded", np.float32)
                             nodes += self._pair(tensor.name, tensor, rounded[tensor.name])
+                            self._hold(nodes)
                         node.inputs[place] = rounded[tensor.name]
             nodes.append(node)
             if id(node) in behind:
@@ -121,6 +123,21 @@ class _Writer:
             gs.Node("QuantizeLinear", inputs=[source, scale, zero_point], outputs=[codes]),
             gs.Node("DequantizeLinear", inputs=[codes, scale, zero_point], outputs=[result]),
         ]
+
+    def _hold(self, nodes: list[gs.Node]) -> None:
+        """Keep the runtime from rounding before a float MaxPool what is rounded behind it.
+
+        It has no fast MaxPool for integers in the order of floats (13 times slower), and moves a QuantizeLinear over
+        one; not over a Clip, which it drops later on where the range of the integers does the same.
+        """
+        rounding = nodes[-2]
+        source = rounding.inputs[0]
+        if not source.inputs or operator(source.inputs[0]) != "MaxPool":
+            return
+        held = self._variable(f"{source.name}.held", np.float32)
+        limits = [self._constant("limit", np.asarray(each, np.float32)) for each in (-_FAR, _FAR)]
+        rounding.inputs[0] = held
+        nodes.insert(-2, gs.Node("Clip", inputs=[source, *limits], outputs=[held]))
 
     def _integers(self, constant: gs.Constant, values: Array, step: Array, axis: int) -> tuple[str, ...]:
         """Replace a constant by integers times a step; return the names of what is stored."""
