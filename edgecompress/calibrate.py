@@ -34,11 +34,11 @@ Progress = Callable[[int, int], None]
 def calibrate(
     model: Model, layers: Sequence[Layer], data: DataSet, *, progress: Progress | None = None
 ) -> dict[str, Moments]:
-    """Return the moments of every Gemm, MatMul and Conv layer by name (those whose ``takes_moments`` is true).
+    """Return the moments by name of every layer whose ``takes_moments`` is true.
 
     Memory is bounded by one batch of layer inputs (``ACTIVATION_BUDGET_BYTES``, at least one row), a block of patches
     and the moments (``MOMENT_BUDGET_BYTES``).
-    Convolutions see many positions per image: at most ``max(8192, 16 d)`` of them in all are used, evenly spaced, so
+    Convolutions see many positions per image: at most ``max(24576, 16 d)`` of them in all are used, evenly spaced, so
     that the result does not depend on chance.
 
     Raises:

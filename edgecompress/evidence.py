@@ -19,6 +19,7 @@ from edgecompress.moments import Moments, output_errors, sqnr_db
 from edgecompress.orientation import canonical, read_weight
 from edgecompress.passes.factorize import dense_of
 from edgecompress.passes.weights import scheme_of
+from edgecompress.plan import TOO_FEW
 from edgecompress.report.model import (
     UNTOUCHED,
     Accuracy,
@@ -141,8 +142,10 @@ def _layer_row(
 def _reason(plan: LayerPlan, outcome: Outcome) -> str | None:
     """Return why a stage leaves a layer alone, int8 included."""
     names = outcome.parts[plan.layer]
-    if outcome.plan.quantize != "int8" or outcome.int8.intersection(names):
+    if outcome.plan.quantize != "int8":
         return plan.reason
+    if outcome.int8.intersection(names):  # it has 8 bits for each value, however few there are
+        return "; ".join(part for part in (plan.reason or "").split("; ") if TOO_FEW not in part) or None
     why = next((outcome.kept_float[name] for name in names if name in outcome.kept_float), "its weight is computed")
     return f"{plan.reason}; not in int8: {why}" if plan.reason else f"not in int8: {why}"
 
@@ -266,17 +269,16 @@ def outputs_of(comparison: Comparison) -> dict[str, OutputDifference]:
     return {name: OutputDifference(found.sqnr_db, found.max_abs) for name, found in comparison.outputs.items()}
 
 
-def latency_of(original: LatencySamples | None, compressed: LatencySamples, *, device: str, threads: int) -> Latency:
+def latency_of(original: LatencySamples, compressed: LatencySamples, *, device: str, threads: int) -> Latency:
     """Return the latency section; warnings name the model that they are about."""
-    warnings = [f"original: {text}" for text in stability_warnings(original)] if original is not None else []
-    warnings += [f"compressed: {text}" for text in stability_warnings(compressed)]
+    both = {"original": original, "compressed": compressed}
     return Latency(
-        original=None if original is None else _summary(original),
+        original=_summary(original),
         compressed=_summary(compressed),
-        ratio=None if original is None else ratio(compressed, original),
+        ratio=ratio(compressed, original),
         device=device,
         threads=threads,
-        warnings=tuple(warnings),
+        warnings=tuple(f"{name}: {text}" for name, samples in both.items() for text in stability_warnings(samples)),
     )
 
 

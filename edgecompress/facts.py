@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgecompress import __version__
-from edgecompress.data import rows_used
+from edgecompress.data import batches, rows_used
 from edgecompress.evidence import describe
 from edgecompress.model import model_digest, signature
+from edgecompress.orientation import NO_BIAS
 from edgecompress.passes.run import is_valid
 from edgecompress.report.model import LayerRow, ModelFacts, Tool
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from edgecompress.data import DataSet
     from edgecompress.metrics import Comparison
-    from edgecompress.model import Model
+    from edgecompress.model import Array, Model, TensorSpec
 
 _PACKAGES = ("numpy", "onnx", "onnxruntime", "onnx-graphsurgeon")
 
@@ -59,6 +63,8 @@ def caveats(
     if test is None:
         yield "no test data: agreement and distortion are those on random inputs and say nothing of accuracy"
     inputs, _ = signature(model.proto)
+    if calibration is not None:
+        yield from _flat(calibration, inputs)
     for name, rows in (("calibration", calibration), ("test", test)):
         left_out = rows_used(rows.rows, inputs)[1] if rows is not None else 0
         if left_out:
@@ -67,6 +73,29 @@ def caveats(
         yield "too large to fold in memory: latency was not measured; use 'edgecompress bench' on the device"
     if not is_valid(model):
         yield "the ONNX checker refuses the original model, so the rewritten one was not checked with it either"
+
+
+_FLAT_BATCH_ROWS = 32
+
+
+def _flat(data: DataSet, inputs: Sequence[TensorSpec]) -> Iterator[str]:
+    """Yield a sentence where the calibration data say nothing of what flows through the model: they never vary.
+
+    Only floating point inputs count, where there are any: a mask of integers may well be the same everywhere. Reads on
+    only as long as all is the same.
+    """
+    first: Mapping[str, Array] | None = None
+    for _, feeds in batches(data, inputs, _FLAT_BATCH_ROWS):
+        seen = {name: values for name, values in feeds.items() if values.dtype.kind == "f"} or feeds
+        first = first or {name: values[:1] for name, values in seen.items()}
+        if any(np.any(values != first[name]) for name, values in seen.items()):
+            return
+    values = [] if first is None else [np.unique(each) for each in first.values()]
+    if all(each.size == 1 for each in values):
+        found = ", ".join(f"{each[0]:g}" for each in values)
+        yield f"the calibration data are the same everywhere ({found}): nothing can be learnt from them; check them"
+    elif data.rows > 1:
+        yield f"all {data.rows} calibration rows are the same: hardly anything can be learnt from them; check them"
 
 
 _LOST_ERRORS = 3.0  # a drop of so many standard errors, and of a point, is no chance
@@ -89,3 +118,9 @@ def doubts(model: Model, comparison: Comparison, rows: Sequence[LayerRow]) -> It
         lost = f"{comparison.metric.title} fell by {drop:.1f} points"
         what = lost if fell else f"an output has only {worst:.1f} dB SQNR"
         yield f"{what}: use more bits or keep more, by recipe at least for the worst layers ({names})"
+    without = [row.name for row in rows if row.reason and NO_BIAS in row.reason]
+    if without:
+        yield (
+            f"{len(without)} of {len(rows)} layers have no bias of their own for svd_bias to take up and were left "
+            f"whole; svd needs none"
+        )

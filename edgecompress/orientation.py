@@ -18,6 +18,12 @@ if TYPE_CHECKING:
 
 _FIRST_OPSET_WITH_RANGE = 11
 
+BIASED_OPS = ("Conv", "ConvTranspose", "Gemm")
+"""The operators with an input for a bias, one value for each output."""
+
+NO_BIAS = "svd_bias needs a constant bias of this layer alone, one value per output, not scaled"
+"""Why ``svd_bias`` leaves a layer alone."""
+
 
 def read_weight(graph: Graph, layer: Layer) -> Array:
     """Return a layer's weight in canonical orientation. Raises ``ModelError`` where it holds NaN or Inf."""
@@ -27,11 +33,11 @@ def read_weight(graph: Graph, layer: Layer) -> Array:
 
 
 def bias_of(layer: Layer) -> gs.Constant | None:
-    """Return the constant that a Conv or Gemm adds to its outputs, one value for each, ``None`` where there is none.
+    """Return the constant that a layer adds to its outputs, one value for each, ``None`` where there is none.
 
     Nothing else uses it, one node has the weight, and alpha and beta are 1: so the weight may absorb it.
     """
-    if layer.op not in ("Conv", "Gemm") or len(layer.nodes) != 1:
+    if layer.op not in BIASED_OPS or len(layer.nodes) != 1:
         return None
     (node,), outputs = layer.nodes, layer.shape[0]
     bias: Any = node.inputs[2] if len(node.inputs) > 2 else None
@@ -67,7 +73,7 @@ def why_not(form: FormName, layer: Layer, opset: int) -> str | None:
     if form == "spectral" and opset < _FIRST_OPSET_WITH_RANGE:
         return f"spectral needs opset {_FIRST_OPSET_WITH_RANGE} (Range); the model has {opset}"
     if form == "svd_bias" and bias_of(layer) is None:
-        return "svd_bias needs a constant bias of this layer alone, one value per output, not scaled"
+        return NO_BIAS
     return None
 
 
@@ -90,6 +96,8 @@ def canonical(values: Array, layer: Layer) -> Array:
     if layer.orientation == "deconvolution":  # stored as (C_in, C_out / groups, *kernel)
         grouped = values.reshape(layer.groups, values.shape[0] // layer.groups, *values.shape[1:])
         return np.swapaxes(grouped, 1, 2).reshape(layer.shape)
+    if layer.orientation == "directions":  # stored as (directions, gates * hidden, inputs)
+        return values.reshape(layer.shape)
     return values
 
 
@@ -101,4 +109,6 @@ def stored(values: Array, layer: Layer) -> Array:
         out = values.shape[0] // layer.groups
         grouped = values.reshape(layer.groups, out, *values.shape[1:])
         return np.swapaxes(grouped, 1, 2).reshape(layer.groups * values.shape[1], out, *values.shape[2:])
+    if layer.orientation == "directions":
+        return values.reshape(layer.groups, -1, values.shape[-1])
     return values

@@ -5,10 +5,10 @@ from __future__ import annotations
 import fnmatch
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, cast
 
-from edgecompress.factorize.rank import ranks_for_share
+from edgecompress.factorize.rank import aligned_ranks, ranks_for_share
 from edgecompress.factorize.sizes import FormName, count_parameters, dense_parameters
 from edgecompress.factorize.solve import AUTO_FORMS, allowed_ranks
 from edgecompress.layers import Layer, Skip
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 SCHEMA_VERSION = 1
 _TINY_SHARE = 0.005
 _GRID_BITS = 3  # of a code, more than most steps leave
+TOO_FEW = "values are too few for"
+"""In the reason of a layer whose values would not get smaller as indices or codes."""
+
 _CODEBOOK_OVERHEAD_BYTES = 160  # two nodes, two tensors, an entry in the container
 
 
@@ -81,8 +84,9 @@ class Plan:
 
 _Decided = tuple[FactorizePlan | None, str | None]
 
-Chooser = Callable[[Layer, Settings], tuple[FormName, tuple[int, ...]] | None]
-"""Decides what depends on a layer's values: the form for ``auto``, the rank for ``energy`` and ``evbmf``."""
+Chooser = Callable[[Layer, Settings], tuple[FormName, tuple[int, ...]] | str]
+"""Decides what depends on a layer's values: the form for ``auto``, the rank for ``energy`` and ``evbmf``; or says why
+there is none."""
 
 Allocation = Mapping[str, tuple[FormName, tuple[int, ...]] | None]
 """What each of the layers that share a budget gets; ``None`` leaves it as it is."""
@@ -121,6 +125,8 @@ def make_plan(
             decided = None, reserved[entry.name]
         else:
             decided = _factorize_plan(entry, settings, with_moments, choose=choose, opset=opset)
+        if settings.rank is None:
+            decided = _align(entry, decided, recipe.rank_alignment)
         plans.append(_layer_plan(entry, settings, with_moments, decided))
     return Plan(
         schema_version=SCHEMA_VERSION,
@@ -154,9 +160,42 @@ def budget_forms(
 
 
 def _has_own_size(recipe: Recipe, layer: Layer) -> bool:
+    return any(sizes_in(entry) for entry in _own_levels(recipe, layer))
+
+
+def _own_levels(recipe: Recipe, layer: Layer) -> list[Settings]:
+    """Return the settings that a recipe has for this layer or its operator."""
     levels = [entry for name, entry in recipe.layers.items() if fnmatch.fnmatchcase(layer.name, name)]
     own = recipe.layers.get(layer.name), recipe.ops.get(layer.op)
-    return any(sizes_in(entry) for entry in (*levels, *own) if entry is not None)
+    return [*levels, *(entry for entry in own if entry is not None)]
+
+
+def pruned_together(recipe: Recipe, plan: Plan, entries: Sequence[Layer | Skip]) -> list[Layer]:
+    """Return the layers that share the zeros of a recipe's ``prune``.
+
+    Not those for which it has a share of their own, nor the factorized ones: their factors have that share each.
+    """
+    if recipe.prune_scope != "global" or recipe.everywhere.prune is None:
+        return []
+    whole = {entry.layer for entry in plan.layers if entry.weights is not None and entry.factorize is None}
+    return [
+        layer
+        for layer in entries
+        if isinstance(layer, Layer)
+        and layer.name in whole
+        and all(entry.prune is None for entry in _own_levels(recipe, layer))
+    ]
+
+
+def with_shares(plan: Plan, shares: Mapping[str, float]) -> Plan:
+    """Return the plan with these shares of the weights of some layers zero."""
+    layers = []
+    for entry in plan.layers:
+        weights = entry.weights
+        if weights is not None and entry.layer in shares:
+            weights = replace(weights, prune=shares[entry.layer])
+        layers.append(replace(entry, weights=weights))
+    return replace(plan, layers=tuple(layers))
 
 
 def _from_budget(given: tuple[FormName, tuple[int, ...]] | None, calibrated: bool) -> _Decided:
@@ -197,7 +236,7 @@ def _layer_plan(layer: Layer, settings: Settings, calibrated: bool, decided: _De
         )
         if not pays_off(weights, layer.parameters, layer.constant.dtype.itemsize):
             what = "a grid" if settings.bits is None else f"a codebook of {2**settings.bits}"
-            small = f"{layer.parameters} values are too few for {what}"
+            small = f"{layer.parameters} {TOO_FEW} {what}"
             weights, reason = None, f"{reason}; {small}" if reason else small
     if reason is None and factorize is None and weights is None:
         reason = "not asked for"
@@ -216,8 +255,8 @@ def _factorize_plan(
         return None, hindrance
     if choose is not None and _depends_on_values(settings):
         chosen = choose(layer, settings)
-        if chosen is None:
-            return None, "no form of this size is smaller" if settings.factorize == "auto" else "EVBMF finds no rank"
+        if isinstance(chosen, str):
+            return None, chosen
         scheme, ranks = chosen
     else:
         scheme = cast("FormName", settings.factorize)
@@ -227,6 +266,14 @@ def _factorize_plan(
     if not is_smaller(layer, scheme, judged):
         return None, no_gain(layer, judged)
     return FactorizePlan(scheme=scheme, rank=plain(ranks), calibrated=calibrated), None
+
+
+def _align(layer: Layer, decided: _Decided, multiple: int) -> _Decided:
+    plan, reason = decided
+    if plan is None:
+        return decided
+    ranks = aligned_ranks(plan.scheme, group_shape(layer), plan.ranks, multiple)
+    return replace(plan, rank=plain(ranks)), reason
 
 
 def _depends_on_values(settings: Settings) -> bool:

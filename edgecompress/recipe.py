@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from edgecompress.errors import RecipeError, did_you_mean
 from edgecompress.factorize.solve import FORM_NAMES
-from edgecompress.layers import FACTORIZABLE_OPS, Layer, Skip
+from edgecompress.operands import FACTORIZABLE_OPS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    from edgecompress.layers import Layer, Skip
 
 FACTORIZE_SCHEMES = ("none", *FORM_NAMES, "auto")
 CLUSTER_SCHEMES = ("none", "kmeans", "grid")
@@ -26,7 +28,17 @@ LARGEST_STEP = 1000.0
 _OPS = (*FACTORIZABLE_OPS, "ConvTranspose", "LSTM", "GRU", "Gather")
 _SECTIONS = ("ops", "layers")
 BUDGET_UNITS = ("parameters", "macs")
-_WHOLE_MODEL = ("shrink", "allocate", "budget_unit", "average_bits", "target_size", "quantize")
+PRUNE_SCOPES = ("global", "layer")
+_WHOLE_MODEL = (
+    "shrink",
+    "allocate",
+    "budget_unit",
+    "prune_scope",
+    "average_bits",
+    "target_size",
+    "quantize",
+    "rank_alignment",
+)
 QUANTIZE_SCHEMES = ("none", "int8")
 _SIZES = ("rank", "keep", "energy", "evbmf")
 
@@ -59,9 +71,12 @@ class Recipe:
     ``shrink`` is the share of its outputs that every layer keeps which just one other layer reads, unit by unit.
     ``allocate``: ``keep`` of all layers is one budget, in ``budget_unit`` (``parameters`` or ``macs``), which the
     factorized layers share, each getting what helps the model's output most; those with a size of their own keep it.
+    ``prune_scope`` says what the share ``prune`` of all layers is one of: of the weights of all of them together
+    (``global``), each losing what harms the model's output least, or of those of each (``layer``).
     ``average_bits`` (coded bits of all weights over their number) and ``target_size`` (bytes of model.ecz) are budgets
     of grids: the steps of all layers are sized to meet one of them. ``quantize`` = ``int8`` runs layers in 8 bits, on
-    the codes of their grids; weights that are on none get 8 bits and a step for each output.
+    the codes of their grids; weights that are on none get 8 bits and a step for each output. ``rank_alignment``: ranks
+    of factors are multiples of it, but for those that were given as numbers.
     """
 
     everywhere: Settings = field(default_factory=Settings)
@@ -70,9 +85,11 @@ class Recipe:
     shrink: float | None = None
     allocate: bool = False
     budget_unit: str = "parameters"
+    prune_scope: str = "global"
     average_bits: float | None = None
     target_size: int | None = None
     quantize: str = "none"
+    rank_alignment: int = 1
 
 
 def _for_int8(recipe: Recipe, where: str) -> Recipe:
@@ -123,6 +140,10 @@ def _check_budget(recipe: Recipe, where: str) -> Recipe:
     _choice(recipe.budget_unit, BUDGET_UNITS, f"{where}: budget_unit")
     if recipe.budget_unit != "parameters" and not recipe.allocate:
         raise RecipeError(f"{where}: budget_unit is that of allocate", hint="add --allocate, or leave it out")
+    _choice(recipe.prune_scope, PRUNE_SCOPES, f"{where}: prune_scope")
+    _whole(recipe.rank_alignment, 1, None, f"{where}: rank_alignment")
+    if recipe.prune_scope != "global" and recipe.everywhere.prune is None:
+        raise RecipeError(f"{where}: prune_scope is that of the prune of all layers", hint="add --prune")
     other = [name for name in sizes_in(recipe.everywhere) if name != "keep"]
     if recipe.allocate and other:
         raise RecipeError(f"{where}: allocate and {other[0]} exclude each other", hint="give keep as the budget")
@@ -166,9 +187,10 @@ def check_settings(settings: Settings, where: str) -> Settings:
     if settings.factorize == "none" and given:
         raise RecipeError(f"{where}: {given[0]} needs factorize", hint='set factorize to "svd"')
     if settings.factorize not in (None, "svd", "tucker2") and set(given) & {"energy", "evbmf"}:
-        raise RecipeError(
-            f"{where}: {given[0]} chooses the ranks of svd and tucker2 only", hint='set factorize to "svd" or "tucker2"'
-        )
+        hint = 'set factorize to "svd" or "tucker2"'
+        if settings.factorize == "auto":
+            hint += ", or give keep: auto compares forms of the same share"
+        raise RecipeError(f"{where}: {given[0]} chooses the ranks of svd and tucker2 only", hint=hint)
     shares = {
         name: float(value)
         for name in ("keep", "energy", "step", "prune")

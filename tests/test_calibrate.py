@@ -82,6 +82,95 @@ def test_moments_of_a_convolution_are_those_of_its_patches(case):
     check(moments_of(source, x=x)["w"], patches)
 
 
+def gathered(x, index):
+    """The values of an image ``(C, *spatial)`` at a position, zeros where it is outside or between two values."""
+    inside = all(each == int(each) and 0 <= each < size for each, size in zip(index, x.shape[1:], strict=True))
+    return x[(slice(None), *map(int, index))] if inside else np.zeros(len(x))
+
+
+def deconvolution_by_loops(x, kernel, sizes, *, groups=1, strides=None, pads=None, dilations=None):
+    """What the outputs of ConvTranspose are made of, by definition: (positions, groups, C / groups * prod(kernel))."""
+    axes = len(kernel)
+    strides, dilations, pads = strides or [1] * axes, dilations or [1] * axes, pads or [0] * axes
+    found = []
+    for image in x:
+        for place in itertools.product(*map(range, sizes)):
+            taps = [
+                gathered(
+                    image,
+                    [(q + p - k * d) / s for q, p, k, d, s in zip(place, pads, tap, dilations, strides, strict=True)],
+                )
+                for tap in itertools.product(*map(range, kernel))
+            ]
+            found.append(np.stack(taps, axis=1).reshape(groups, -1))
+    return np.array(found, np.float64)
+
+
+# (weight, input, attributes, the padding before the first output where attributes do not say it)
+DECONVS = {
+    "plain": ((3, 4, 3, 2), (3, 3, 4, 5), {}, {}),
+    "stride equal to the kernel": ((3, 4, 2, 2), (3, 3, 4, 5), {"strides": [2, 2]}, {}),
+    "strided": ((3, 4, 3, 4), (3, 3, 4, 5), {"strides": [2, 3], "pads": [1, 2, 0, 1]}, {}),
+    "wider stride than kernel": ((3, 4, 2, 2), (3, 3, 4, 5), {"strides": [3, 4], "output_padding": [2, 1]}, {}),
+    "dilated": ((3, 4, 3, 2), (3, 3, 4, 5), {"dilations": [2, 3], "strides": [2, 1], "output_padding": [1, 0]}, {}),
+    "grouped": ((4, 2, 3, 3), (3, 4, 4, 4), {"group": 2, "strides": [2, 2]}, {}),
+    "depthwise": ((4, 1, 4, 4), (3, 4, 4, 4), {"group": 4, "strides": [2, 2], "pads": [1, 1, 1, 1]}, {}),
+    "one axis": ((3, 4, 4), (3, 3, 7), {"strides": [2], "pads": [1, 2]}, {}),
+    "cut to the kernel's inside": ((3, 4, 2, 2), (3, 3, 5, 5), {"pads": [2, 2, 2, 2]}, {}),
+    "output shape": ((3, 4, 4, 4), (3, 3, 4, 4), {"strides": [2, 2], "output_shape": [9, 7]}, {"pads": [1, 2]}),
+    "same upper": ((3, 4, 3, 4), (3, 3, 4, 4), {"strides": [2, 1], "auto_pad": "SAME_UPPER"}, {"pads": [0, 1]}),
+    "same lower": ((3, 4, 3, 4), (3, 3, 4, 4), {"strides": [2, 1], "auto_pad": "SAME_LOWER"}, {"pads": [1, 2]}),
+}
+
+
+@pytest.mark.parametrize("case", DECONVS)
+def test_moments_of_a_transposed_convolution_are_those_of_what_its_outputs_are_made_of(case):
+    shape, x_shape, given, explicit = DECONVS[case]
+    weight, x = normal(*shape), normal(*x_shape, seed=1)
+    dims = ", ".join(["N", *map(str, x_shape[1:])])
+    source = model(f"g (float[{dims}] x) => (float[N, M] y) {{ y = ConvTranspose{attributes(given)}(x, w) }}", w=weight)
+    geometry = {key: value for key, value in {**given, **explicit}.items() if key in ("strides", "pads", "dilations")}
+    groups, axes = given.get("group", 1), len(shape) - 2
+    if "pads" in geometry:
+        geometry["pads"] = geometry["pads"][:axes]
+    output = run(source, x=x)["y"]
+    patches = deconvolution_by_loops(x, shape[2:], output.shape[2:], groups=groups, **geometry)
+    # the oracle itself agrees with the runtime: weight times patch is the output
+    turned = weight.reshape(groups, shape[0] // groups, *shape[1:]).swapaxes(1, 2).reshape(groups, shape[1], -1)
+    expected = np.einsum("god,pgd->pgo", turned, patches)
+    result = np.moveaxis(output, 1, -1).reshape(len(patches), groups, -1)
+    np.testing.assert_allclose(result, expected, rtol=0, atol=1e-4)
+    check(moments_of(source, x=x)["w"], patches)
+
+
+@pytest.mark.parametrize(("op", "gates"), [("LSTM", 4), ("GRU", 3)])
+@pytest.mark.parametrize("direction", ["forward", "bidirectional"])
+def test_recurrent_weights_see_the_input_and_what_the_node_gives(op, gates, direction):
+    ways = 2 if direction == "bidirectional" else 1
+    x = normal(7, 3, 5)
+    source = model(
+        "g (float[7, N, 5] x) => (float[7, A, N, 6] y) "
+        f'{{ y = {op}<hidden_size=6, direction="{direction}">(x, w, r) }}',
+        w=normal(ways, gates * 6, 5, seed=1),
+        r=normal(ways, gates * 6, 6, seed=2),
+    )
+    # what counts as rows of data is the first axis, here the time
+    found, y = moments_of(source, x=x), run(source, x=x)["y"]
+    assert found["w"].second_moment.shape == (ways, 5, 5)
+    check(found["w"], np.repeat(x.reshape(-1, 1, 5), ways, axis=1))
+    check(found["r"], y.swapaxes(1, 2).reshape(-1, ways, 6))
+
+
+def test_a_recurrence_that_gives_its_last_state_only_is_judged_by_that():
+    x = normal(7, 40, 5)
+    body = "g (float[7, N, 5] x) => (float[1, N, 6] h) {{ {} = LSTM<hidden_size=6>(x, w, r) }}"
+    weights = {"w": normal(1, 24, 5, seed=1), "r": normal(1, 24, 6, seed=2)}
+    proto = parse(body.format("h"), **weights)
+    proto.graph.node[0].output[:] = ["", "h"]
+    source = model(proto)
+    check(moments_of(source, x=x)["r"], run(source, x=x)["h"].swapaxes(0, 1))
+
+
 def test_a_gemm_with_its_input_transposed():
     x = normal(6, 40)
     source = model("g (float[6, M] x) => (float[M, N] y) { y = Gemm<transA=1, alpha=3.0>(x, w) }", w=normal(6, 5))

@@ -3,15 +3,18 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import tiny
 
+from edgecompress import evidence
 from edgecompress.case import Request
 from edgecompress.evidence import latency_of
 from edgecompress.latency import LatencySamples
 from edgecompress.pipeline import compress
+from edgecompress.plan import LayerPlan
 from edgecompress.recipe import Recipe, Settings
 from edgecompress.report.model import from_json
 
@@ -111,6 +114,25 @@ def test_a_weight_that_two_nodes_share_is_one_row(tmp_path) -> None:
     assert (row.parameters_before, row.parameters_after, row.macs_before) == (4096, 4096, 2 * 4096)
 
 
+@pytest.mark.parametrize(
+    ("reason", "shown"),
+    [
+        ("40 values are too few for a grid", None),
+        ("too deep; 40 values are too few for a grid", "too deep"),
+        ("too deep", "too deep"),
+        (None, None),
+    ],
+)
+def test_a_layer_in_int8_is_not_said_to_have_too_few_values(reason, shown) -> None:
+    plan = LayerPlan(layer="w", factorize=None, weights=None, reason=reason)
+    outcome = SimpleNamespace(
+        parts={"w": ("w",)}, plan=SimpleNamespace(quantize="int8"), int8=frozenset({"w"}), kept_float={}
+    )
+    assert evidence._reason(plan, outcome) == shown
+    left = SimpleNamespace(**{**vars(outcome), "int8": frozenset(), "kept_float": {"w": "slow"}})
+    assert evidence._reason(plan, left) == (f"{reason}; not in int8: slow" if reason else "not in int8: slow")
+
+
 def test_the_latency_ratio_is_compressed_over_original() -> None:
     def samples(median: float) -> LatencySamples:
         return LatencySamples(
@@ -119,8 +141,6 @@ def test_the_latency_ratio_is_compressed_over_original() -> None:
 
     found = latency_of(samples(4.0), samples(3.0), device="local", threads=1)
     assert (found.ratio, found.original.median_ms, found.compressed.median_ms) == (0.75, 4.0, 3.0)
-    alone = latency_of(None, samples(3.0), device="local", threads=1)
-    assert (alone.ratio, alone.original) == (None, None)
 
 
 def test_the_plots_belong_to_the_biggest_layers(digits_out) -> None:

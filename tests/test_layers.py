@@ -93,7 +93,33 @@ def test_recurrent_weights_are_two_layers_each(op, gates):
     found = entries(source)
     assert list(found) == ["w", "r"]
     assert found["w"].macs == 7 * 2 * gates * 6 * 5
-    assert all("never factorized" in entry.fixed_form and not entry.takes_moments for entry in found.values())
+    assert all("never factorized" in entry.fixed_form and entry.takes_moments for entry in found.values())
+    assert (found["w"].shape, found["r"].shape) == ((2 * gates * 6, 5), (2 * gates * 6, 6))
+    weight = normal(2, gates * 6, 5)
+    assert canonical(weight, found["w"]).shape == found["w"].shape
+    np.testing.assert_array_equal(stored(canonical(weight, found["w"]), found["w"]), weight)
+
+
+@pytest.mark.parametrize(
+    ("results", "known"), [(["y"], True), (["y", "h"], True), (["", "h"], True), (["", "", "c"], False)]
+)
+def test_a_recurrence_takes_moments_where_its_hidden_state_is_a_tensor(results, known):
+    weights = {"w": normal(1, 24, 5), "r": normal(1, 24, 6)}
+    proto = parse("g (float[7, 1, 5] x) => (float[A, B, C] y) { y = Identity(x) }", **weights)
+    proto.graph.node[0].CopyFrom(helper.make_node("LSTM", ["x", "w", "r"], results, hidden_size=6))
+    proto.graph.output[0].CopyFrom(helper.make_tensor_value_info(results[-1], TensorProto.FLOAT, None))
+    found = entries(model(proto))
+    assert found["w"].takes_moments
+    assert found["r"].takes_moments == known
+
+
+def test_a_weight_that_multiplies_a_constant_takes_no_moments():
+    source = model(
+        "g (float[1, 1, 6, 6] x) => (float[1, 3, 6, 6] y) { h = ConvTranspose(k, w)  y = Add(h, x) }",
+        k=normal(1, 4, 5, 5),
+        w=normal(4, 3, 2, 2),
+    )
+    assert not layer(source).takes_moments
 
 
 def test_tables_are_layers_and_look_ups_of_shapes_are_not():

@@ -341,3 +341,20 @@ def test_a_form_that_the_opset_does_not_know_is_refused(tmp_path):
     path.write_text(plan_to_json(plan), encoding="utf-8")
     with pytest.raises(RecipeError, match="cannot be done: spectral needs opset 11"):
         check_plan(read_plan(path, model_sha256=SHA), ENTRIES, opset=10)
+
+
+def test_ranks_are_multiples_of_the_alignment_but_for_those_given_as_numbers():
+    def rank_of(alignment, **settings):
+        recipe = Recipe(everywhere=Settings(factorize="svd", **settings), rank_alignment=alignment)
+        return make_plan(recipe, ENTRIES, model_sha256=SHA, calibrated=False).layers[0].factorize.rank
+
+    assert [rank_of(alignment, keep=0.5) for alignment in (1, 3, 4, 8, 16)] == [10, 9, 8, 8, 16]
+    assert rank_of(16, keep=0.1) == 16
+    assert rank_of(32, keep=0.5) == 10  # 32 would save nothing
+    assert rank_of(4, rank=10) == 10
+
+
+def test_the_share_of_a_budget_is_aligned_too():
+    recipe = Recipe(everywhere=Settings(factorize="svd"), allocate=True, rank_alignment=4)
+    found = make_plan(recipe, ENTRIES, model_sha256=SHA, calibrated=False, allocation={"fc": ("svd", (11,))})
+    assert found.layers[0].factorize.rank == 8

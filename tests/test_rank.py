@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from edgecompress.factorize import rank as module
-from edgecompress.factorize.rank import evbmf_rank, max_ranks, rank_for_energy, ranks_for_share, solve
+from edgecompress.factorize.rank import aligned_ranks, evbmf_rank, max_ranks, rank_for_energy, ranks_for_share, solve
 from edgecompress.factorize.sizes import FormName, count_parameters, dense_parameters
 from edgecompress.factorize.solve import allowed_ranks
 
@@ -157,3 +157,46 @@ def test_either_rank_of_tucker_is_at_most_the_other_times_the_kernel() -> None:
         for share in (0.05, 0.3, 0.6):
             ranks = ranks_for_share("tucker2", shape, share)
             assert solve("tucker2", np.random.default_rng(0).standard_normal(shape), ranks).ranks == ranks
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    form=st.sampled_from(FORMS),
+    shape=st.tuples(st.integers(1, 60), st.integers(1, 60), st.integers(1, 5), st.integers(1, 5)),
+    share=st.floats(0.02, 0.9),
+    multiple=st.sampled_from([1, 4, 8, 16]),
+)
+def test_aligned_ranks_are_multiples_and_only_the_first_one_is_above(
+    form: FormName, shape: tuple[int, int, int, int], share: float, multiple: int
+) -> None:
+    ranks, limits = ranks_for_share(form, shape, share), max_ranks(form, shape)
+    found = aligned_ranks(form, shape, ranks, multiple)
+    assert found == module.supported(form, shape, found)
+    if multiple == 1 or form == "spectral":
+        assert found == ranks
+    if count_parameters(form, shape, found) >= dense_parameters(form, shape):
+        assert found == ranks  # it was no smaller before
+    for rank, before, limit in zip(found, ranks, limits, strict=True):
+        assert rank <= max(before, multiple)
+        assert rank > before - multiple or form == "tucker2"  # there one rank may bound the other
+        if found != ranks and form != "tucker2":
+            assert rank % multiple == 0 or rank == limit
+
+
+@pytest.mark.parametrize(
+    ("form", "shape", "ranks", "expected"),
+    [
+        ("svd", (64, 64, 1, 1), (23,), (16,)),
+        ("svd", (64, 64, 1, 1), (16,), (16,)),
+        ("svd", (64, 64, 1, 1), (3,), (8,)),
+        ("svd", (10, 10, 1, 1), (4,), (4,)),  # 8 would be 160 parameters instead of 100
+        ("separable", (64, 64, 3, 3), (90,), (88,)),
+        ("tucker2", (64, 64, 3, 3), (20, 33), (16, 32)),
+        ("tucker2", (64, 12, 3, 3), (20, 12), (16, 12)),  # all of its inputs
+        ("spectral", (64, 64, 1, 1), (20, 20), (20, 20)),
+    ],
+)
+def test_ranks_are_rounded_down_to_what_kernels_take_at_once(
+    form: FormName, shape: tuple[int, ...], ranks: tuple[int, ...], expected: tuple[int, ...]
+) -> None:
+    assert aligned_ranks(form, shape, ranks, 8) == expected

@@ -286,6 +286,12 @@ def test_int8_puts_layers_on_grids_where_nothing_is_said(tmp_path):
     assert with_overrides(Recipe(), {"quantize": "int8", "step": 0.5}).everywhere.step == 0.5
 
 
+def test_zeros_are_shared_by_all_layers_unless_the_recipe_or_the_command_line_says_otherwise(tmp_path):
+    assert recipe_of(tmp_path, "prune = 0.5").prune_scope == "global"
+    assert recipe_of(tmp_path, 'prune = 0.5\nprune_scope = "layer"').prune_scope == "layer"
+    assert with_overrides(Recipe(), {"prune": 0.5, "prune_scope": "layer"}).prune_scope == "layer"
+
+
 def test_the_command_line_replaces_a_grid_by_clusters(tmp_path):
     recipe = recipe_of(tmp_path, "step = 1.5")
     assert resolve(with_overrides(recipe, {"bits": 4}), FOUND["fc_1"]).cluster == "kmeans"
@@ -303,6 +309,13 @@ def test_the_command_line_replaces_a_grid_by_clusters(tmp_path):
         ("step = 1e39", "step must be at most 1000"),
         ("step = 1\nprune = 1", "prune must be a share below 1"),
         ("step = inf", "step must be a number above 0"),
+        ('prune = 0.5\nprune_scope = "model"', "prune_scope must be one of global, layer, not 'model'"),
+        ('prune_scope = "layer"', "prune_scope is that of the prune of all layers"),
+        ("rank_alignment = 0", "rank_alignment must be a whole number of at least 1"),
+        ('rank_alignment = "arm64"', "rank_alignment must be a whole number of at least 1"),
+        ("[layers.fc_1]\nrank_alignment = 4", "unknown option 'rank_alignment'"),
+        ('prune_scope = "layer"\n[layers.fc_1]\nprune = 0.5', "prune_scope is that of the prune of all layers"),
+        ('[layers.fc_1]\nprune_scope = "layer"', "unknown option 'prune_scope'"),
     ],
 )
 def test_settings_of_values_that_make_no_sense_are_refused(tmp_path, text, complaint):

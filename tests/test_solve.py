@@ -6,11 +6,14 @@ import numpy as np
 import onnx
 import pytest
 from builders import data_of, model, normal, run
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from edgecompress.calibrate import calibrate
 from edgecompress.graph import open_graph
 from edgecompress.layers import Layer, find_layers
-from edgecompress.passes.biases import add_biases, bias_names, set_constants
+from edgecompress.passes.biases import add_biases, bias_names, rounded_bias, set_constants
 from edgecompress.passes.run import run_pass
 from edgecompress.passes.solve import Calibration, solve_layers
 from edgecompress.plan import FactorizePlan, LayerPlan, Plan, WeightsPlan
@@ -111,6 +114,36 @@ def clusters_plan(bits, names=NAMES):
     scheme = WeightsPlan(scheme="kmeans", bits=bits, step=None, prune=0.0, calibrated=True)
     layers = tuple(LayerPlan(layer=name, factorize=None, weights=scheme, reason=None) for name in names)
     return Plan(schema_version=1, model_sha256="", layers=layers)
+
+
+def test_biases_beside_few_values_leave_the_low_bytes_of_their_floats_zero():
+    source, x = deep(), inputs()
+    rounded, exact = (
+        np.concatenate([each.bias.view(np.uint32) for each in solved(source, x, entries).values()])
+        for entries in (clusters_plan(bits=2), plan())
+    )
+    # units are 7 bits below the spread, and the first 16 bits of a float32 hold 8 of its number
+    assert (rounded & 0xFF == 0).all()
+    assert (rounded & 0xFFFF == 0).mean() > 0.5
+    assert (exact & 0xFF != 0).mean() > 0.9
+
+
+def solved(source, x, entries):
+    calibration = known(source, data_of(x=x), correct=True, asymmetric=True)
+    return solve_layers(open_graph(source), layers_of(source), entries, calibration)
+
+
+@given(
+    bias=arrays(np.float32, 6, elements=st.floats(-100, 100, width=32)),
+    variances=arrays(np.float64, 6, elements=st.floats(0, 1e4, allow_subnormal=False)),
+)
+def test_a_rounded_bias_moves_an_output_by_a_256th_of_its_spread_at_most(bias, variances):
+    rounded = rounded_bias(bias, variances)
+    spread = np.sqrt(variances)
+    # half a unit; the result is float32 again
+    allowed = spread / 256 + np.abs(bias) * np.finfo(np.float32).eps
+    assert rounded.dtype == np.float32
+    assert (np.abs(rounded.astype(float) - bias) <= allowed).all()
 
 
 def only(name, bits):

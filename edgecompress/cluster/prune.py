@@ -35,7 +35,7 @@ def prune(weight: Array, share: float, moments: Moments | None = None) -> Array:
         ValueError: ``share`` is outside 0 .. 1.
     """
     if moments is None:
-        return np.where(keep_mask(weight.astype(np.float64) ** 2, share), weight, np.zeros((), weight.dtype))
+        return np.where(keep_mask(saliencies(weight, None), share), weight, np.zeros((), weight.dtype))
     kind = np.promote_types(weight.dtype, np.float32).type
     damped = damped_moment(moments, kind)
     scale = _mean_squares(weight, damped)
@@ -48,6 +48,16 @@ def prune(weight: Array, share: float, moments: Moments | None = None) -> Array:
         if damped.ndim == 3:  # weights of unrelated inputs cannot make up for each other
             current = _corrected(weight, current, gone, damped)
     return current.astype(weight.dtype)
+
+
+def saliencies(weight: Array, moments: Moments | None) -> Array:
+    """Return what each weight adds to the error of the layer's output when it alone becomes zero, float64.
+
+    Its square times the damped mean square of its input; without moments its square. In the shape of ``weight``, which
+    is canonical.
+    """
+    squares = weight.astype(np.float64) ** 2
+    return squares if moments is None else squares * _mean_squares(weight, damped_moment(moments, np.float64))
 
 
 def keep_mask(saliency: Array, share: float) -> NDArray[np.bool_]:

@@ -72,6 +72,25 @@ def supported(form: FormName, shape: tuple[int, ...], ranks: tuple[int, ...]) ->
     return ranks
 
 
+def aligned_ranks(form: FormName, shape: tuple[int, ...], ranks: tuple[int, ...], multiple: int) -> tuple[int, ...]:
+    """Return ranks that are multiples of ``multiple``: the next below, or the first one where there is none below.
+
+    Kernels take so many channels at once, and a rank in between costs as much time as the next multiple. Left as they
+    are: the full rank of a mode, blocks of ``spectral``, which are no channels, and ranks of which the first multiple
+    would save nothing.
+    """
+    if form == "spectral":
+        return ranks
+    limits = max_ranks(form, shape)
+    wanted = (
+        rank if rank >= limit else max(rank // multiple, 1) * multiple
+        for rank, limit in zip(ranks, limits, strict=True)
+    )
+    aligned = supported(form, shape, tuple(wanted))
+    smaller = count_parameters(form, shape, aligned) < dense_parameters(form, shape)
+    return aligned if smaller else ranks
+
+
 def rank_for_energy(singular_values: Array, share: float) -> int:
     """Return the smallest rank whose singular values hold at least ``share`` of the sum of squares, at least 1."""
     energy = np.cumsum(np.asarray(singular_values, np.float64) ** 2)

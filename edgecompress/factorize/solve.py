@@ -70,11 +70,11 @@ def _of_group(moments: Moments, group: int) -> Moments:
 
 def best_form(
     weight: Array, share: float, moments: Moments | None, *, groups: int = 1
-) -> tuple[FormName, Ranks] | None:
-    """Return the form and ranks that keep at most ``share`` of the parameters at the least output error.
+) -> tuple[FormName, Ranks, float] | None:
+    """Return the form and ranks that keep at most ``share`` of the parameters at the least output error, and that.
 
-    All of ``AUTO_FORMS`` that the shape allows are solved; ``None`` where none is smaller than the weight. Without
-    moments the error is that of the weight.
+    The error is that of the layer's output over its energy; without moments it is that of the weight. All of
+    ``AUTO_FORMS`` that the shape allows are solved; ``None`` where none is smaller than the weight.
     """
     shape = (weight.shape[0] // groups, *weight.shape[1:])
     judged = moments if moments is not None else _white(weight, groups)
@@ -83,11 +83,12 @@ def best_form(
         ranks = ranks_for_share(form, shape, share) if fits(form, shape) else ()
         if ranks and groups * count_parameters(form, shape, ranks) < weight.size:
             solved = solve_layer(form, weight, ranks, moments, groups=groups)
-            found.append((output_errors(weight, solved.to_dense(), judged)[1], form, ranks))
+            energy, error = output_errors(weight, solved.to_dense(), judged)
+            found.append((error / energy if energy > 0 else 0.0, form, ranks))
     if not found:
         return None
-    _, form, ranks = min(found)
-    return form, ranks
+    error, form, ranks = min(found)
+    return form, ranks, error
 
 
 def ranks_by_value(form: FormName, weight: Array, *, energy: float | None, groups: int = 1) -> Ranks | None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from edgecompress.graph import Graph, is_weight_constant, operator, values_of
-from edgecompress.layers import FACTORIZABLE_OPS
 from edgecompress.model import infer_shapes
+from edgecompress.operands import FACTORIZABLE_OPS
 
 if TYPE_CHECKING:
     import onnx_graphsurgeon as gs

@@ -21,6 +21,7 @@ from edgecompress.factorize.solve import solve_layer
 from edgecompress.graph import Graph, constants, values_of
 from edgecompress.moments import Moments, centred, centred_pair, refitted
 from edgecompress.orientation import bias_of, read_bias, read_weight, stored
+from edgecompress.passes.biases import rounded_bias
 from edgecompress.plan import pays_off
 from edgecompress.values import quantise_form
 
@@ -150,11 +151,15 @@ def _solved(
     used = moments if values.calibrated else None
     assign = partial(_assign, values, feedback)
     if form is None:
-        return Solution(None, (assign(target, used),))
+        # channels of a depthwise convolution differ too much in size for one step
+        several = layer.op == "Conv" and layer.groups > 1 and used is not None
+        return Solution(None, (assign(target, used, per_channel=several),))
     return Solution(*quantise_form(form, target, used, assign, pays_off=partial(_pays_off, values)))
 
 
-def _assign(asked: WeightsPlan, feedback: bool, weight: Array, moments: Moments | None) -> Values:
+def _assign(
+    asked: WeightsPlan, feedback: bool, weight: Array, moments: Moments | None, *, per_channel: bool = False
+) -> Values:
     """Return the few values of a canonical weight or factor."""
     elimination = eliminate(moments) if moments is not None and feedback else None
     keep = None
@@ -162,9 +167,7 @@ def _assign(asked: WeightsPlan, feedback: bool, weight: Array, moments: Moments 
         weight = prune(weight, asked.prune, moments if feedback else None)
         keep = weight != 0
     if asked.step is not None:
-        # channels of a depthwise convolution differ too much in size for one step
-        several = moments is not None and len(moments.second_moment) > 1
-        return to_grid(weight, grid_step(weight, asked.step, per_channel=several), elimination, keep=keep)
+        return to_grid(weight, grid_step(weight, asked.step, per_channel=per_channel), elimination, keep=keep)
     assert asked.bits is not None
     if elimination is not None and moments is not None:
         return to_codebook(weight, 2**asked.bits, moments, elimination, keep=keep)
@@ -210,7 +213,10 @@ def _settled(
         if layer.name in known.biases:
             bias = values_of(graph, constants(graph)[known.biases[layer.name]])
             shift = outputs.means[0] - gain * outputs.means[1]
-            values[known.biases[layer.name]] = corrected = (bias + shift.reshape(bias.shape)).astype(bias.dtype)
+            corrected = (bias + shift.reshape(bias.shape)).astype(bias.dtype)
+            if any(own is not None for own in solution.values):
+                corrected = rounded_bias(corrected, outputs.variances[0])
+            values[known.biases[layer.name]] = corrected
             solution = replace(solution, bias=corrected)
     walk.settle(layer, {layer.name: stored(now.astype(weight.dtype), layer), **values})
     return solution

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -98,6 +99,9 @@ def test_a_self_extracting_model_gives_the_same_outputs(cli: Cli, tmp_path) -> N
         )
         outputs.append(session.run(None, {name: np.random.default_rng(0).normal(size=shape).astype(np.float32)})[0])
     np.testing.assert_array_equal(*outputs)
+    original, found = (cli("inspect", path, "--json").json["layers"] for path in (DIGITS_MODEL, extracting))
+    assert [row["name"] for row in found] == [row["name"] for row in original]  # nothing of what decodes
+    assert {row["skip_reason"] for row in found} == {"a Gather node computes it from constants"}
 
 
 @pytest.mark.parametrize("share", ["0.3", "0.6"])
@@ -107,3 +111,15 @@ def test_pruned_weights_are_zero(cli: Cli, tmp_path, share) -> None:
     codes = [onnx.numpy_helper.to_array(each) for each in model.graph.initializer if each.name.endswith(".codes")]
     zeros = sum(int(np.count_nonzero(each == 0)) for each in codes)
     assert zeros >= (float(share) - 0.01) * sum(each.size for each in codes)
+
+
+def test_the_shares_of_zeros_stand_in_the_plan_and_the_scope_may_be_the_layer(cli: Cli, tmp_path) -> None:
+    for name, options in (("together", ()), ("alike", ("--prune-scope", "layer"))):
+        compressed(cli, tmp_path / name, "--cluster", "grid", "--step", "0.5", "--prune", "0.6", *options)
+    shares = {}
+    for name in ("together", "alike"):
+        layers = json.loads((tmp_path / name / "plan.json").read_text())["layers"]
+        shares[name] = {each["weights"]["prune"] for each in layers if each["weights"]}
+    assert shares["alike"] == {0.6}
+    assert len(shares["together"]) > 1
+    assert min(shares["together"]) < 0.6 < max(shares["together"])
