@@ -84,17 +84,25 @@ def staged_folder(path: Path, *, force: bool = False) -> Iterator[Path]:
         staging = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".partial", dir=parent))
         try:
             staging.chmod(0o777 & ~_umask())
-            yield staging
-            if existed:
-                _merge(staging, path)
-            else:
-                staging.rename(path)
-        except EdgecompressError as error:  # name what the user knows: the staging folder is gone by then
-            for name in (staging.absolute(), staging):
-                error.message = error.message.replace(str(name), str(path))
-            raise
+            with renamed_in_errors(staging, path):
+                yield staging
+                if existed:
+                    _merge(staging, path)
+                else:
+                    staging.rename(path)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def renamed_in_errors(staging: Path, path: Path) -> Iterator[None]:
+    """Let errors raised inside name ``path``, which the user knows, instead of ``staging``, which is gone by then."""
+    try:
+        yield
+    except EdgecompressError as error:
+        for name in (staging.absolute(), staging):
+            error.message = error.message.replace(str(name), str(path))
+        raise
 
 
 @contextmanager
@@ -141,3 +149,10 @@ def shared_folder(name: str) -> Path:
     package = Path(__file__).parent
     installed = package / "share" / name
     return installed if installed.is_dir() else package.parent / name
+
+
+def cache_folder() -> Path:
+    """Return the folder of the user's cache that is this tool's; it may not exist yet."""
+    chosen = os.environ.get("XDG_CACHE_HOME", "")
+    base = Path(chosen) if Path(chosen).is_absolute() else Path.home() / ".cache"  # as the XDG specification says
+    return base / "edgecompress"

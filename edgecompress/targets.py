@@ -1,4 +1,4 @@
-"""What a bundle is built for: one TOML file per target."""
+"""What a bundle is built for: one TOML file per target; see docs/targets.md."""
 
 from __future__ import annotations
 
@@ -6,49 +6,117 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 from edgecompress.errors import UsageError, did_you_mean
 from edgecompress.files import shared_folder
 
-ModelForm = Literal["onnx", "ecz"]
-_FORMS = ("ecz", "onnx")
+System = Literal["linux", "android", "ios", "web"]
+ModelForm = Literal["ecz", "onnx", "self_extracting", "ort"]
+RuntimeForm = Literal["wheel", "native", "wasm", "gradle", "swift"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runtime:
+    """The runtime that a target's models run on, and the newest models that this version of it loads.
+
+    ``form`` is what a bundle carries unless told otherwise: Python wheels, a C library with a program of ours,
+    WebAssembly, or a Gradle or Swift module that names the published ``package``.
+    """
+
+    form: RuntimeForm
+    package: str
+    version: str
+    providers: tuple[str, ...]
+    max_opset: int
+    max_ir_version: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WheelForm:
+    """Where the runtime comes as wheels: for which Python, e.g. ``3.11``, and platform tags, best first."""
+
+    python: str
+    platforms: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NativeForm:
+    """Where the runtime comes as a C library.
+
+    ``compiler`` is the triple that zig compiles our program for, ``loader`` the file name of the dynamic loader,
+    ``debian_packages`` of ``debian_suite`` for ``debian_architecture`` hold it, the libraries that it needs and, where
+    ``runtime_from`` is ``debian``, the runtime itself; where it is ``wheel``, that is taken out of the wheel.
+    """
+
+    compiler: str
+    loader: str
+    runtime_from: Literal["wheel", "debian"]
+    debian_architecture: str
+    debian_suite: str
+    debian_packages: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
     """A kind of machine and the runtime that models run on there.
 
-    ``max_opset`` and ``max_ir_version`` are the newest that ``runtime_version`` loads. ``model_form`` is the file that
-    a bundle carries, ``threads`` what its program uses unless told otherwise, ``default_device`` where it is timed.
+    ``model_form`` is the file that a bundle carries, ``threads`` what its program uses unless told otherwise,
+    ``rank_alignment`` what ranks of factors are multiples of, ``default_device`` where it is timed. ``architecture`` is
+    as ``uname -m`` says it.
     """
 
     name: str
+    system: System
     architecture: str
-    runtime_package: str
-    runtime_version: str
-    providers: tuple[str, ...]
     threads: int
     model_form: ModelForm
-    max_opset: int
-    max_ir_version: int
+    rank_alignment: int
     default_device: str
+    runtime: Runtime
+    wheel: WheelForm | None = None
+    native: NativeForm | None = None
+
+    @property
+    def forms(self) -> tuple[str, ...]:
+        """The runtime forms that a bundle for it can have, the default one first."""
+        tables = {"wheel": self.wheel, "native": self.native}
+        others = [name for name, table in tables.items() if table is not None and name != self.runtime.form]
+        return (self.runtime.form, *others, "none")
 
 
-# Key in the file -> (field, type). A name with a dot lies in the table before the dot.
-_KEYS: dict[str, tuple[str, type]] = {
-    "name": ("name", str),
-    "architecture": ("architecture", str),
-    "threads": ("threads", int),
-    "model_form": ("model_form", str),
-    "default_device": ("default_device", str),
-    "runtime.package": ("runtime_package", str),
-    "runtime.version": ("runtime_version", str),
-    "runtime.providers": ("providers", list),
-    "runtime.max_opset": ("max_opset", int),
-    "runtime.max_ir_version": ("max_ir_version", int),
+# What a key holds: a text, a whole number above 0, a list of texts, or one of these texts.
+_Kind = type | tuple[str, ...]
+_KEYS: dict[str, dict[str, _Kind]] = {
+    "": {
+        "name": str,
+        "system": ("linux", "android", "ios", "web"),
+        "architecture": ("x86_64", "aarch64", "armv7l", "wasm32", "universal"),
+        "threads": int,
+        "model_form": ("ecz", "onnx", "self_extracting", "ort"),
+        "rank_alignment": int,
+        "default_device": str,
+    },
+    "runtime": {
+        "form": ("wheel", "native", "wasm", "gradle", "swift"),
+        "package": str,
+        "version": str,
+        "providers": list,
+        "max_opset": int,
+        "max_ir_version": int,
+    },
+    "wheel": {"python": str, "platforms": list},
+    "native": {
+        "compiler": str,
+        "loader": str,
+        "runtime_from": ("wheel", "debian"),
+        "debian_architecture": str,
+        "debian_suite": str,
+        "debian_packages": list,
+    },
 }
-_TYPE_NAMES = {str: "a text", int: "a whole number above 0", list: "a list of texts"}
+_OPTIONAL = ("wheel", "native")
+_TYPE_NAMES = {str: "a text", int: "a whole number above 0", list: "a list of texts", dict: "a table"}
 
 
 def list_targets() -> tuple[str, ...]:
@@ -72,7 +140,7 @@ def load_target(name_or_path: str | Path) -> Target:
 
 def _read_target(path: Path) -> Target:
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         reason = error.strerror or str(error)
         raise UsageError(f"the target file {path} cannot be read: {reason}", hint="check the path") from error
@@ -80,35 +148,52 @@ def _read_target(path: Path) -> Target:
         raise UsageError(
             f"the target file {path} is not TOML: {error}", hint="start from a copy of x86_64.toml"
         ) from error
-    values = _flatten(table)
-    for key in values:
-        if key not in _KEYS:
-            raise UsageError(f"{path}: unknown key {key!r}", hint=did_you_mean(key, _KEYS))
-    return Target(**{field: _checked(values, key, kind, path) for key, (field, kind) in _KEYS.items()})
+    names = [name for name in _KEYS if name]
+    top = _checked_table({key: value for key, value in content.items() if key not in names}, "", path)
+    tables = {name: _checked_table(content.get(name), name, path) for name in names if _present(content, name)}
+    target = Target(
+        **top,
+        runtime=Runtime(**tables["runtime"]),
+        wheel=WheelForm(**tables["wheel"]) if "wheel" in tables else None,
+        native=NativeForm(**tables["native"]) if "native" in tables else None,
+    )
+    form = target.runtime.form
+    if form in _OPTIONAL and form not in tables:
+        raise UsageError(f"{path}: the table [{form}] is missing", hint=f"runtime.form = {form!r} needs it")
+    return target
 
 
-def _flatten(table: Mapping[str, Any]) -> dict[str, Any]:
-    """Return ``table`` with the entries of its tables under dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in table.items():
-        if isinstance(value, dict):
-            flat.update({f"{key}.{name}": inner for name, inner in value.items()})
-        else:
-            flat[key] = value
-    return flat
+def _present(content: Mapping[str, Any], name: str) -> bool:
+    return name in content or name not in _OPTIONAL
 
 
-def _checked(values: Mapping[str, Any], key: str, kind: type, path: Path) -> Any:
-    if key not in values:
-        raise UsageError(f"{path}: the key {key!r} is missing", hint=f"it is {_TYPE_NAMES[kind]}")
-    value = values[key]
+def _checked_table(table: object, name: str, path: Path) -> dict[str, Any]:
+    """Return the values of one table after checking that its keys are the known ones and their values fit."""
+    prefix = f"{name}." if name else ""
+    if not isinstance(table, dict):
+        what = "is missing" if table is None else f"= {table!r} is not a table"
+        raise UsageError(f"{path}: [{name}] {what}", hint=f"it has the keys {', '.join(_KEYS[name])}")
+    for key in table:
+        if key not in _KEYS[name]:
+            tables = [] if name else [table for table in _KEYS if table]
+            raise UsageError(f"{path}: unknown key {prefix + key!r}", hint=did_you_mean(key, [*_KEYS[name], *tables]))
+    return {key: _checked(table, key, kind, f"{path}: {prefix}") for key, kind in _KEYS[name].items()}
+
+
+def _checked(table: Mapping[str, Any], key: str, kind: _Kind, place: str) -> Any:
+    wanted = f"one of {', '.join(kind)}" if isinstance(kind, tuple) else _TYPE_NAMES[kind]
+    if key not in table:
+        raise UsageError(f"{place}{key} is missing", hint=f"it is {wanted}")
+    value = table[key]
+    if isinstance(kind, tuple):
+        if value not in kind:
+            raise UsageError(f"{place}{key} = {value!r} is not known", hint=did_you_mean(str(value), kind))
+        return value
     good = isinstance(value, kind) and not isinstance(value, bool) and bool(value)
-    if good and kind is int:
-        good = value > 0
-    if good and kind is list:
-        good = all(isinstance(item, str) and item for item in value)
+    if kind is int:
+        good = good and value > 0
+    if kind is list:
+        good = good and all(isinstance(item, str) and item for item in value)
     if not good:
-        raise UsageError(f"{path}: {key} = {value!r} is not {_TYPE_NAMES[kind]}", hint="correct it in that file")
-    if key == "model_form" and value not in _FORMS:
-        raise UsageError(f"{path}: model_form = {value!r} is not known", hint=did_you_mean(value, _FORMS))
-    return tuple(cast("list[str]", value)) if kind is list else value
+        raise UsageError(f"{place}{key} = {value!r} is not {wanted}", hint="correct it in that file")
+    return tuple(value) if kind is list else value

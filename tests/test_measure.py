@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,11 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgecompress.errors import UsageError
+from edgecompress.runtime import measure
 from edgecompress.runtime.measure import (
+    Pause,
     device_facts,
     measure_timers,
     output_differences,
     peak_rss_bytes,
+    temperature_c,
     time_runs,
 )
 
@@ -43,6 +47,68 @@ def test_models_take_turns_in_blocks_after_the_warm_up() -> None:
     assert [name for name, _ in blocks] == ["a", "b"] * 10
     assert {runs for _, runs in blocks} == {3, 4}  # two or three counted, one before that settles
     assert (first.values_ms, second.values_ms) == ((5.0,) * 23, (9.0,) * 23)
+
+
+def test_something_may_be_done_before_each_round_of_blocks() -> None:
+    diary: list[tuple[str, int]] = []
+    models = [FakeModel("a", diary, [5.0]), FakeModel("b", diary, [9.0])]
+    measure_timers(models, runs=3, before_block=lambda: diary.append(("pause", 0)))
+    assert [name for name, _ in diary[-9:]] == ["pause", "a", "b"] * 3
+
+
+def test_the_temperature_is_that_of_the_hottest_zone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "_THERMAL", tmp_path)
+    assert temperature_c() is None
+    for index, text in enumerate(["41500\n", "-3000", "54250", "", "broken"]):
+        (tmp_path / f"thermal_zone{index}").mkdir()
+        (tmp_path / f"thermal_zone{index}" / "temp").write_text(text)
+    (tmp_path / "thermal_zone9").mkdir()
+    (tmp_path / "cooling_device0").mkdir()
+    assert temperature_c() == 54.25
+
+
+def cool(monkeypatch: pytest.MonkeyPatch, temperatures: list[float | None]) -> list[float]:
+    """Let the machine have these temperatures, the last one for ever; return what was slept, as it comes."""
+    slept: list[float] = []
+    monkeypatch.setattr("time.sleep", slept.append)
+    monkeypatch.setattr(
+        measure, "temperature_c", lambda: temperatures.pop(0) if len(temperatures) > 1 else temperatures[0]
+    )
+    return slept
+
+
+def test_a_hot_machine_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = cool(monkeypatch, [80.0, 75.5, 70.0])
+    pause = Pause(70.0)
+    pause()
+    pause()
+    assert slept == [1.0, 1.0]
+    assert pause.notes() == ["paused for 2 s in all"]
+
+
+def test_a_machine_that_stays_hot_is_waited_for_no_more_than_five_minutes_in_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    slept = cool(monkeypatch, [80.0])
+    pause = Pause(70.0)
+    pause()
+    pause()
+    assert sum(slept) == 300.0
+    assert pause.notes() == [
+        "paused for 300 s in all",
+        "it did not cool to 70 degrees within that time: the rest ran hot",
+    ]
+
+
+def test_without_a_limit_or_a_thermometer_nothing_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = cool(monkeypatch, [90.0])
+    pause = Pause(None)
+    pause()
+    assert (slept, pause.notes()) == ([], [])
+    slept = cool(monkeypatch, [None])
+    pause = Pause(0.0)
+    pause()
+    assert (slept, pause.notes()) == ([], ["no temperature can be read here: never paused"])
 
 
 def test_the_first_run_and_the_warm_up_are_kept_apart_from_the_steady_ones() -> None:

@@ -26,6 +26,8 @@ _WARMUP_LIMIT_MS = 1000.0
 _WARMUP_LIMIT_RUNS = 200
 _STABLE = 0.05
 _BLOCKS = 10
+_PAUSE_LIMIT_S = 300.0
+_THERMAL = Path("/sys/class/thermal")
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,17 @@ def time_runs(run: Callable[[], object], runs: int) -> list[float]:
 
 
 def measure_timers(
-    timers: Sequence[Timer], *, runs: int, progress: Callable[[int, int], None] | None = None
+    timers: Sequence[Timer],
+    *,
+    runs: int,
+    progress: Callable[[int, int], None] | None = None,
+    before_block: Callable[[], object] | None = None,
 ) -> list[Timings]:
     """Time each model ``runs`` times after a warm-up, in blocks that alternate between the models (A B A B ...).
 
     So a machine that slows down or wakes up in between treats all of them alike. With several models the first run
     after each change is not counted: the other one has just emptied the caches. ``progress`` gets (done, total) runs.
+    ``before_block`` is called before each round of blocks, to wait for a cooler machine.
     Raises ``UsageError`` when ``runs`` is below 1.
     """
     if runs < 1:
@@ -70,6 +77,8 @@ def measure_timers(
     values: list[list[float]] = [[] for _ in timers]
     settle = 1 if len(timers) > 1 else 0
     for size in _block_sizes(runs):
+        if before_block:
+            before_block()
         for timer, kept in zip(timers, values, strict=True):
             kept.extend(timer(size + settle)[settle:])
             if progress:
@@ -115,17 +124,55 @@ def peak_rss_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+@dataclass
+class Pause:
+    """Waits while the machine is hotter than ``above`` degrees Celsius, at most five minutes in all; None: never."""
+
+    above: float | None
+    waited_s: float = 0.0
+
+    def __call__(self) -> None:
+        """Wait until it is cool enough, or the time is used up, or no temperature can be read."""
+        while self.above is not None and (temperature_c() or -273.0) > self.above and self.waited_s < _PAUSE_LIMIT_S:
+            time.sleep(1.0)
+            self.waited_s += 1.0
+
+    def notes(self) -> list[str]:
+        """Return what a reader has to know of the waiting."""
+        if self.above is None:
+            return []
+        if temperature_c() is None:
+            return ["no temperature can be read here: never paused"]
+        said = [f"paused for {self.waited_s:.0f} s in all"] if self.waited_s else []
+        if self.waited_s >= _PAUSE_LIMIT_S:
+            said.append(f"it did not cool to {self.above:g} degrees within that time: the rest ran hot")
+        return said
+
+
+def temperature_c() -> float | None:
+    """Return the temperature of the hottest thermal zone in degrees Celsius; None where there is none."""
+    zones = [_read(str(path / "temp")) for path in _THERMAL.glob("thermal_zone*")]
+    found = [int(text) / 1000 for text in zones if text.lstrip("-").isdigit()]
+    return max(found, default=None)
+
+
+def frequency_mhz() -> float | None:
+    """Return the present clock of the first core; None where the kernel does not tell."""
+    text = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
+    return int(text) / 1000 if text.isdigit() else None
+
+
 def device_facts() -> dict[str, Any]:
-    """Return what a reader needs to judge a time: processor, cores, clock, system, versions, load. Unknown is None."""
+    """Return what a reader needs to judge a time: processor, cores, clock, heat, system, versions, load; else None."""
     system = os.uname()
-    frequency = _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_cur_freq")
     runtime = sys.modules.get("onnxruntime")  # never imported for this: it may not be what was measured
     return {
         "cpu_model": _cpu_model() or system.machine,
         "machine": system.machine,
         "cores": _cores(),
         "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor") or None,
-        "frequency_mhz": int(frequency) / 1000 if frequency.isdigit() else None,
+        "frequency_mhz": frequency_mhz(),
+        "temperature_c": temperature_c(),
         "os": f"{system.sysname} {system.release}",
         "load_average": round(os.getloadavg()[0], 2),
         "python": ".".join(map(str, sys.version_info[:3])),
@@ -177,8 +224,8 @@ def _difference(actual: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any], rela
     if actual.shape != wanted.shape:
         return f"shape {actual.shape} instead of {wanted.shape}"
     if wanted.dtype.kind != "f":
-        same = actual.astype(str) == wanted if wanted.dtype.kind == "U" else actual == wanted
-        return None if np.all(same) else f"{int(np.sum(~np.asarray(same)))} of {wanted.size} values differ"
+        wrong = np.asarray(actual != wanted)
+        return f"{int(wrong.sum())} of {wanted.size} values differ" if wrong.any() else None
     if actual.dtype.kind != "f":
         return f"type {actual.dtype} instead of {wanted.dtype}"
     finite = np.isfinite(wanted)

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -34,17 +34,18 @@ _GRACE_S = 5.0
 class Worker:
     """A child process that holds one model; use it as a context manager.
 
-    ``path`` is an .onnx file, an .ecz file or a bundle folder. After entering: ``init_ms`` is what loading took
-    (decoding and session creation), ``facts`` describes the machine and the versions. Raises what ``load`` raises, and
-    ``ModelError`` when the child dies. The child never outlives this process and ignores Ctrl-C; its parent ends it.
+    ``path`` is an .onnx file, an .ecz file or a bundle folder; ``cores`` are those that the child may use, all if none.
+    After entering: ``init_ms`` is what loading took (decoding and session creation), ``facts`` describes the machine
+    and the versions. Raises what ``load`` raises, and ``ModelError`` when the child dies. The child never outlives this
+    process and ignores Ctrl-C; its parent ends it.
     """
 
     init_ms: float
     facts: dict[str, Any]
 
-    def __init__(self, path: Path, *, threads: int = 1, low_memory: bool = False) -> None:
+    def __init__(self, path: Path, *, threads: int = 1, low_memory: bool = False, cores: Sequence[int] = ()) -> None:
         self._path = Path(path)
-        self._options = {"threads": threads, "low_memory": low_memory}
+        self._options = {"threads": threads, "low_memory": low_memory, "cores": tuple(cores)}
         self._process: subprocess.Popen[bytes] | None = None
         self._replies: BinaryIO | None = None
         self._log: IO[bytes] | None = None
@@ -215,12 +216,25 @@ def _reply(replies: BinaryIO, action: str, state: dict[str, Any], arguments: lis
 def _load(state: dict[str, Any], path: str, options: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     from edgecompress.runtime.session import import_runtime, load
 
+    _pin(options.pop("cores"))
     import_runtime()  # not to be timed
     start = time.perf_counter_ns()
     state["path"] = path
     state["session"] = load(Path(path), **options)
     elapsed = (time.perf_counter_ns() - start) / 1e6
     return elapsed, {**device_facts(), "providers": state["session"].get_providers()}
+
+
+def _pin(cores: Sequence[int]) -> None:
+    """Stay on ``cores``, with the threads that the runtime is going to start; raises ``UsageError``."""
+    if not cores:
+        return
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError:
+        allowed = ", ".join(map(str, sorted(os.sched_getaffinity(0))))
+        wanted = ", ".join(map(str, cores))
+        raise UsageError(f"cannot run on the cores {wanted}", hint=f"this machine lends the cores {allowed}") from None
 
 
 def _run(state: dict[str, Any], feeds: dict[str, Array]) -> dict[str, Any]:

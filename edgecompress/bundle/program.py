@@ -1,6 +1,6 @@
 """Check this bundle, run its model, compare its outputs with the expected ones, time it.
 
-    python3 -I run.py [--runs N] [--threads N] [--json]
+    python3 -I run.py [--runs N] [--threads N] [--cores 0,1] [--pause-above CELSIUS] [--also DIR ...] [--json]
 
 Needs nothing but this folder and the Python that manifest.json names. No file of the folder is imported before the
 SHA-256 of every file was checked. Exit codes: 0, 2 usage, 3 model, 4 damaged bundle, 5 wrong outputs, 7 wrong machine.
@@ -21,14 +21,13 @@ import sys
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 CODE_FOLDER = "lib"  # the only folder that anything is imported from: no unlisted file may lie in it
-_MANIFEST_LIMIT_BYTES = 16_000_000
-_ROLES = ("model", "entry_point", "sample_input", "expected_output")
-_TEXTS = ("target", "architecture", *_ROLES)
-_LISTS, _NUMBERS = ("providers",), ("threads", "tolerance")
-_TABLES = ("python", "runtime", "tool", "sizes", "files")
+MANIFEST_LIMIT_BYTES = 16_000_000
+_TEXTS = ("target", "system", "architecture", "runtime_form", "model")
+_LISTS, _NUMBERS = ("providers", "inputs", "outputs"), ("threads", "tolerance")
+_TABLES = ("runtime", "tool", "sizes", "files")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -51,43 +50,63 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """Return the manifest of a bundle after checking its form; raises ``BundleError``."""
     path = folder / MANIFEST
     try:
-        if not stat.S_ISREG(path.lstat().st_mode) or path.stat().st_size > _MANIFEST_LIMIT_BYTES:
-            raise _damaged(f"{MANIFEST} is not a plain file of reasonable size")
-        manifest = json.loads(path.read_bytes())
+        if not stat.S_ISREG(path.lstat().st_mode):
+            raise _damaged(f"{MANIFEST} is not a plain file")
+        with path.open("rb") as stream:
+            content = stream.read(MANIFEST_LIMIT_BYTES + 1)
     except OSError as error:
         reason = error.strerror or error
         raise _damaged(f"{MANIFEST} cannot be read: {reason}", "name the folder of a bundle") from error
-    except (ValueError, RecursionError) as error:
-        raise _damaged(f"{MANIFEST} is not JSON") from error
-    if not isinstance(manifest, dict):
-        raise _damaged(f"{MANIFEST} is not a JSON object")
-    version = manifest.get("schema_version")
-    if type(version) is not int or version != SCHEMA_VERSION:
-        hint = "use the version of edgecompress that built it"
-        raise _damaged(f"schema_version {version!r:.40} is not supported (allowed: {SCHEMA_VERSION})", hint)
+    return parse_manifest(content)
+
+
+def parse_manifest(content: bytes) -> dict[str, Any]:
+    """Return the manifest that the bytes hold after checking its form; raises ``BundleError``."""
     try:
+        if len(content) > MANIFEST_LIMIT_BYTES:
+            raise _damaged(f"{MANIFEST} is larger than any that was written")
+        manifest = json.loads(content)
+        if not isinstance(manifest, dict):
+            raise _damaged(f"{MANIFEST} is not a JSON object")
+        version = manifest.get("schema_version")
+        if type(version) is not int or version != SCHEMA_VERSION:
+            hint = "use the version of edgecompress that built it"
+            raise _damaged(f"schema_version {version!r:.40} is not supported (allowed: {SCHEMA_VERSION})", hint)
         _check_form(manifest)
-    except RecursionError as error:
-        raise _damaged(f"{MANIFEST} is nested too deeply") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(f"{MANIFEST} is not JSON, or nested too deeply") from error
     return manifest
 
 
 def _check_form(manifest: dict[str, Any]) -> None:
-    """Check the types of all entries that this program or its caller reads."""
-    for keys, kind, name in ((_TEXTS, str, "a text"), (_TABLES, dict, "an object"), (_LISTS, list, "a list")):
+    """Check the types of all entries that this program or its caller reads; raises ``BundleError``."""
+    _check_types(manifest)
+    for path, entry in manifest["files"].items():
+        _check_entry(path, entry)
+    for path in (manifest["model"], manifest.get("entry_point"), *manifest["inputs"], *manifest["outputs"]):
+        if path is not None and path not in manifest["files"]:  # without a runtime there is no entry point
+            raise _damaged(f"{MANIFEST}: {path!r:.80} is not among the files")
+    if manifest.get("manifest_sha256") != manifest_digest(manifest):
+        raise _damaged(f"{MANIFEST} was altered: it does not match its own SHA-256")
+
+
+def _check_types(manifest: dict[str, Any]) -> None:
+    kinds: tuple[tuple[tuple[str, ...], Any, str], ...] = (
+        (_TEXTS, str, "a text"),
+        (_TABLES, dict, "an object"),
+        (("entry_point",), str | None, "a text"),  # null without a runtime
+        (("python",), dict | None, "an object"),  # null without Python
+    )
+    for keys, kind, name in kinds:
         for key in keys:
             if not isinstance(manifest.get(key), kind):
                 raise _damaged(f"{MANIFEST}: {key!r} is not {name}")
+    for key in _LISTS:
+        if not isinstance(manifest.get(key), list) or not all(isinstance(item, str) for item in manifest[key]):
+            raise _damaged(f"{MANIFEST}: {key!r} is not a list of texts")
     for key in _NUMBERS:
         if type(manifest.get(key)) not in (int, float) or not 0 < manifest[key] < 1e9:
             raise _damaged(f"{MANIFEST}: {key!r} is not a positive number")
-    for path, entry in manifest["files"].items():
-        _check_entry(path, entry)
-    for role in _ROLES:
-        if manifest[role] not in manifest["files"]:
-            raise _damaged(f"{MANIFEST}: {role} {manifest[role]!r:.80} is not among the files")
-    if manifest.get("manifest_sha256") != manifest_digest(manifest):
-        raise _damaged(f"{MANIFEST} was altered: it does not match its own SHA-256")
 
 
 def _check_entry(path: str, entry: Any) -> None:
@@ -162,19 +181,21 @@ def _damaged(message: str, hint: str = "copy or build the bundle again") -> Bund
 
 def main() -> int:
     """Run the program and return its exit code."""
-    parser = argparse.ArgumentParser(prog="run.py", description="Check, run and time the model of this bundle.")
-    parser.add_argument("--runs", type=_positive, default=50, metavar="N", help="timed runs (default: %(default)s)")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="threads (default: what manifest.json says)")
-    parser.add_argument("--json", action="store_true", help="print everything as JSON")
-    options = parser.parse_args()
+    options = _parser().parse_args()
     try:
         folder = Path(__file__).resolve().parent
-        manifest = read_manifest(folder)
-        _check_machine(manifest)
-        check_files(folder, manifest)
+        manifests = {folder: read_manifest(folder)}
+        _check_machine(manifests[folder])
+        manifests |= {Path(other).resolve(): read_manifest(Path(other).resolve()) for other in options.also}
+        for place, manifest in manifests.items():
+            check_files(place, manifest)
+        _pin(options.cores)
         _import_only_from(folder / CODE_FOLDER)
-        result = _measure(folder, manifest, options.threads or int(manifest["threads"]), options.runs)
-        print(json.dumps(result, indent=1, allow_nan=False) if options.json else _table(result, manifest))
+        from edgecompress.runtime.bench import measure_bundles, table
+
+        how = {"runs": options.runs, "threads": options.threads, "pause_above": options.pause_above}
+        result = {"schema_version": SCHEMA_VERSION, **measure_bundles(manifests, **how)}
+        print(json.dumps(result, indent=1, allow_nan=False) if options.json else table(result, manifests[folder]))
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # those of edgecompress cannot be named before its code was checked
@@ -185,19 +206,65 @@ def main() -> int:
     return 0
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="run.py", description="Check, run and time the model of this bundle.")
+    parser.add_argument("--runs", type=_positive, default=50, metavar="N", help="timed runs (default: %(default)s)")
+    parser.add_argument("--threads", type=_positive, metavar="N", help="threads (default: what manifest.json says)")
+    parser.add_argument("--cores", type=_cores, metavar="LIST", help="run on these cores only, as in 0,1")
+    parser.add_argument(
+        "--pause-above", type=_degrees, metavar="CELSIUS", help="wait between blocks of runs while it is hotter"
+    )
+    parser.add_argument(
+        "--also",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="another bundle, whose model takes turns with this one on this one's runtime; repeatable",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON")
+    return parser
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or not 0 < int(text) <= 1_000_000:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000000")
     return int(text)
 
 
+def _cores(text: str) -> set[int]:
+    if not re.fullmatch(r"\d{1,4}(,\d{1,4})*", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of cores such as 0,1")
+    return {int(number) for number in text.split(",")}
+
+
+def _degrees(text: str) -> float:
+    if not re.fullmatch(r"\d{1,3}(\.\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a temperature in degrees Celsius")
+    return float(text)
+
+
+def _pin(cores: set[int] | None) -> None:
+    if cores is None:
+        return
+    try:
+        os.sched_setaffinity(0, cores)
+    except OSError as error:
+        allowed = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        hint = f"this process may use the cores {allowed}"
+        raise BundleError(
+            f"cannot run on the cores {sorted(cores)}: {error.strerror}", hint=hint, exit_code=7
+        ) from None
+
+
 def _check_machine(manifest: dict[str, Any]) -> None:
+    wanted = manifest["python"] or {}
     here = {"abi": sys.implementation.cache_tag, "machine": platform.machine(), "system": platform.system()}
     for key, value in here.items():
-        wanted = manifest["python"].get(key)
-        if value != wanted:
-            hint = f"run it with Python {manifest['python'].get('version')} on {manifest['architecture']}"
-            raise BundleError(f"this bundle is for {key} {wanted!r}, here it is {value!r}", hint=hint, exit_code=7)
+        if value != wanted.get(key):
+            hint = f"run it with Python {wanted.get('version')} on {manifest['architecture']}"
+            raise BundleError(
+                f"this bundle is for {key} {wanted.get(key)!r}, here it is {value!r}", hint=hint, exit_code=7
+            )
 
 
 def _import_only_from(code: Path) -> None:
@@ -206,78 +273,6 @@ def _import_only_from(code: Path) -> None:
     kept = (Path(os.__file__).parent.name, "lib-dynload")
     library = [entry for entry in sys.path if Path(entry).name in kept or entry.endswith(".zip")]
     sys.path[:] = [str(code), *library]
-
-
-def _measure(folder: Path, manifest: dict[str, Any], threads: int, runs: int) -> dict[str, Any]:
-    import time
-
-    import numpy as np
-
-    from edgecompress.runtime import measure
-    from edgecompress.runtime.session import import_runtime, load
-
-    import_runtime()  # not to be timed
-    with np.load(folder / manifest["sample_input"]) as stored:
-        feeds = dict(stored)
-    start = time.perf_counter_ns()
-    session = load(folder / manifest["model"], threads=threads, providers=manifest["providers"])
-    init_ms = (time.perf_counter_ns() - start) / 1e6
-    timings = measure.measure_timers(
-        [lambda count: measure.time_runs(lambda: session.run(None, feeds), count)], runs=runs
-    )[0]
-    peak = measure.peak_rss_bytes()
-    _check_outputs(folder, manifest, session, feeds)
-    return {
-        "schema_version": SCHEMA_VERSION,
-        "target": manifest["target"],
-        "model": manifest["model"],
-        "outputs_match": True,
-        "threads": threads,
-        "init_ms": init_ms,
-        "first_ms": timings.first_ms,
-        "median_ms": float(np.median(timings.values_ms)),
-        "p90_ms": float(np.percentile(timings.values_ms, 90)),
-        "samples": runs,
-        "peak_rss_bytes": peak,
-        "warmup_ms": timings.warmup_ms,
-        "values_ms": timings.values_ms,
-        "sizes": manifest["sizes"],
-        "device": measure.device_facts(),
-    }
-
-
-def _check_outputs(folder: Path, manifest: dict[str, Any], session: Any, feeds: dict[str, Any]) -> None:
-    """Compare the outputs with those that the model had where the bundle was built."""
-    import numpy as np
-
-    from edgecompress.runtime.measure import output_differences
-
-    with np.load(folder / manifest["expected_output"]) as stored:
-        expected = dict(stored)
-    names = [output.name for output in session.get_outputs()]
-    actual = dict(zip(names, session.run(None, feeds), strict=True))
-    problems = output_differences(actual, expected, relative=manifest["tolerance"])
-    if problems:
-        said = "; ".join(f"{name!r} {problem}" for name, problem in problems.items())
-        hint = "this processor or build of the runtime computes differently: do not use the bundle here"
-        raise BundleError(f"wrong outputs: {said}", hint=hint, exit_code=5)
-
-
-def _table(result: dict[str, Any], manifest: dict[str, Any]) -> str:
-    device = result["device"]
-    rows = [
-        ("model", f"{result['model']}, onnxruntime {device['onnxruntime']}, {result['threads']} thread(s)"),
-        ("device", f"{device['cpu_model']}, {device['cores']} cores, {device['os']}"),
-        ("outputs", f"as expected (within {manifest['tolerance']:g} of the largest)"),
-        ("start", f"{result['init_ms']:.1f} ms"),
-        ("first run", f"{result['first_ms']:.3f} ms"),
-        ("median", f"{result['median_ms']:.3f} ms   ({result['samples']} runs)"),
-        ("p90", f"{result['p90_ms']:.3f} ms"),
-        ("memory", f"{result['peak_rss_bytes'] / 1e6:.1f} MB at most"),
-    ]
-    for name, size in result["sizes"].items():
-        rows.append((f"{name} size", f"{size['installed_bytes']:>11,} bytes, {size['download_bytes']:>11,} compressed"))
-    return "\n".join(f"{name:<14} {value}" for name, value in rows)
 
 
 if __name__ == "__main__":
