@@ -60,8 +60,22 @@ def _share(option: str) -> Callable[[str], float]:
     return _number(option, "a share above 0 and at most 1", float, lambda value: 0 < value <= 1)
 
 
+def _positive(option: str) -> Callable[[str], float]:
+    return _number(option, "a number above 0", float, lambda value: 0 < value < math.inf)
+
+
 _decibels = _number("--min-sqnr-db", "a number of decibels", float, lambda value: not math.isnan(value))
 _points = _number("--max-drop", "a number of points", float, lambda value: not math.isnan(value))
+
+
+_degrees = _number("--pause-above", "degrees Celsius, from 1 to 200", float, lambda value: 1 <= value <= 200)
+
+
+def _cores(text: str) -> tuple[int, ...]:
+    numbers = text.split(",") if text else []
+    if not all(number.isdecimal() and int(number) < 1024 for number in numbers):
+        raise UsageError(f"--cores must be numbers of cores with commas, not {text!r}", hint="as in --cores 0,1")
+    return tuple(map(int, numbers))
 
 
 def _in(panel: str) -> Callable[..., Any]:
@@ -180,14 +194,23 @@ def compress(
     ] = None,
     step: Annotated[
         float | None,
-        _what(metavar="SIGMAS", help="The step of a grid, in units of the weights' spread.  [default: 1.0]"),
+        _what(
+            metavar="SIGMAS",
+            parser=_positive("--step"),
+            help="The step of a grid, in units of the weights' spread.  [default: 1.0]",
+        ),
     ] = None,
     average_bits: Annotated[
         float | None,
-        _what(metavar="BITS", help="Size the steps of grids: coded bits a weight."),
+        _what(metavar="BITS", parser=_positive("--average-bits"), help="Size the steps of grids: coded bits a weight."),
     ] = None,
     target_size: Annotated[
-        int | None, _what(metavar="BYTES", help="Size the steps of grids: bytes of model.ecz, everything counted.")
+        int | None,
+        _what(
+            metavar="BYTES",
+            parser=_count("--target-size"),
+            help="Size the steps of grids: bytes of model.ecz, everything counted.",
+        ),
     ] = None,
     quantize: Annotated[
         str | None,
@@ -195,6 +218,16 @@ def compress(
     ] = None,
     prune: Annotated[
         float | None, _what(metavar="SHARE", parser=_share("--prune"), help="Share of the weights that become zero.")
+    ] = None,
+    prune_scope: Annotated[
+        str | None,
+        _what(
+            metavar="global|layer", help="What --prune is a share of: all weights, or each layer's.  [default: global]"
+        ),
+    ] = None,
+    target: Annotated[
+        str | None,
+        _what(metavar="TARGET", help="Make the ranks of factors multiples of what this target's kernels take at once."),
     ] = None,
     recipe: Annotated[Path | None, _what(metavar="R.toml", help=_RECIPE)] = None,
     plan: Annotated[Path | None, _what(metavar="plan.json", help=_PLAN)] = None,
@@ -248,6 +281,8 @@ def compress(
             "budget_unit": budget_unit,
             "step": step,
             "prune": prune,
+            "prune_scope": prune_scope,
+            "target": target,
             "quantize": quantize,
             "average_bits": average_bits,
             "target_size": target_size,
@@ -319,7 +354,18 @@ def unpack(
     commands.unpack(container, out, force=force)
 
 
-_VERIFY = "Check every file of a bundle against its manifest."
+@app.command()
+def targets(json: JsonOption = False) -> None:
+    """List what bundles can be built for."""
+    from edgecompress import device_commands
+
+    device_commands.targets(json=json)
+
+
+_VERIFY = "Check every file of a bundle, a folder or an archive, against its manifest."
+_RUNTIME = "What the runtime comes as: wheel (for Python), native (a C program) or none.  [default: the target's]"
+_RUNTIME_FILE = "The runtime's file, or a folder of files, in place of what would be fetched."
+_ARCHIVE = "Write one file DIR.tar.gz or, for web and mobile targets, DIR.zip instead of a folder."
 
 
 @app.command()
@@ -332,50 +378,164 @@ def bundle(
         str, typer.Option(metavar="TARGET", help="A target's name, or a TOML file of your own.")
     ] = "x86_64",
     out: Annotated[Path | None, typer.Option("-o", "--out", metavar="DIR", help="The bundle folder to write.")] = None,
-    verify: Annotated[Path | None, typer.Option(metavar="DIR", help=_VERIFY)] = None,
+    runtime: Annotated[str | None, typer.Option(metavar="FORM", help=_RUNTIME)] = None,
+    runtime_file: Annotated[Path | None, typer.Option("--runtime-file", metavar="PATH", help=_RUNTIME_FILE)] = None,
+    archive: Annotated[bool, typer.Option("--archive", help=_ARCHIVE)] = False,
+    verify: Annotated[Path | None, typer.Option(metavar="BUNDLE", help=_VERIFY)] = None,
     shape: ShapeOption = None,
     force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
     """Put a model and its runtime into a folder that a target runs, or verify such a folder.
 
-    - `edgecompress bundle out --target x86_64 -o bundle`
+    - `edgecompress bundle out --target arm64 -o bundle`
+    - `edgecompress bundle out --target arm64 -o bundle --runtime native --archive`
     - `edgecompress bundle --verify bundle`
     """
-    from edgecompress import commands
+    from edgecompress import device_commands
 
     if verify is not None:
         if source is not None or out is not None:
             raise UsageError("--verify takes a bundle and nothing else", hint="edgecompress bundle --verify DIR")
-        commands.verify_bundle(verify, json=json)
+        device_commands.verify_bundle(verify, json=json)
     elif source is None or out is None:
         raise UsageError("bundle needs OUT and -o DIR", hint="edgecompress bundle OUT --target x86_64 -o DIR")
     else:
-        commands.bundle(source, out, target=target, shapes=shape or [], force=force, json=json)
+        device_commands.bundle(
+            source,
+            out,
+            target=target,
+            runtime=runtime,
+            runtime_file=runtime_file,
+            archive=archive,
+            shapes=shape or [],
+            force=force,
+            json=json,
+        )
+
+
+_SOURCE = "A folder that compress wrote, an .onnx or an .ecz file."
+_FOR_TARGET = "The target whose runtime is built."
+
+
+@app.command("runtime-config")
+def runtime_config(
+    source: Annotated[Path, typer.Argument(metavar="OUT", help=_SOURCE)],
+    *,
+    target: Annotated[str, typer.Option(metavar="TARGET", help=_FOR_TARGET)] = "arm64",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", metavar="DIR", help="Write model.ort and the list of operators here.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Show what a model needs of a runtime: operators and types, which accelerators take it, how to build a small one.
+
+    - `edgecompress runtime-config out`
+    """
+    from edgecompress import device_commands
+
+    device_commands.runtime_config(source, target=target, out=out, json=json)
+
+
+@app.command("runtime-build")
+def runtime_build(
+    source: Annotated[Path, typer.Argument(metavar="OUT", help=_SOURCE)],
+    *,
+    tree: Annotated[Path, typer.Option("--source", metavar="ORT_TREE", help="A source tree of ONNX Runtime.")],
+    target: Annotated[str, typer.Option(metavar="TARGET", help=_FOR_TARGET)],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="DIR", help="Folder for libonnxruntime.so, model.ort and the list.")
+    ],
+    define: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting for CMake. Repeatable.")
+    ] = None,
+    json: JsonOption = False,
+) -> None:
+    """Build ONNX Runtime with the operators of one model alone: 2 MB instead of 25; half an hour on two cores.
+
+    It needs a source tree, CMake and a compiler for the target, and goes on where an interrupted build stopped.
+
+    - `edgecompress runtime-build out --source onnxruntime --target arm64 -o small`
+    - `edgecompress bundle out --target arm64 --runtime native --runtime-file small/libonnxruntime.so -o bundle`
+    """
+    from edgecompress import device_commands
+
+    device_commands.runtime_build(source, out, tree=tree, target=target, defines=define or [], json=json)
+
+
+_DEVICE = (
+    "local, ssh://USER@HOST:PORT, adb://SERIAL, container://IMAGE, qemu://CPU or browser://.  "
+    "[default: local, or the target's where a bundle does not run here]"
+)
 
 
 @app.command()
 def bench(
-    model: Annotated[
-        Path, typer.Argument(metavar="MODEL_OR_BUNDLE", help="An .onnx file, an .ecz file or a bundle folder.")
-    ],
-    *,
-    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where to measure.")] = "local",
-    against: Annotated[
-        Path | None, typer.Option(metavar="ORIGINAL", help="Measure this model too, in alternating runs.")
+    models: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="MODEL_OR_BUNDLE...", help="ONNX files, .ecz files or bundle folders."),
     ] = None,
-    threads: ThreadsOption = 1,
+    *,
+    device: Annotated[str | None, typer.Option(metavar="DEVICE", help=_DEVICE)] = None,
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N", parser=_count("--threads"), help="Threads of the runtime.  [default: the target's, else 1]"
+        ),
+    ] = None,
     runs: Annotated[int, typer.Option(metavar="N", parser=_count("--runs"), help="Runs after the warm-up.")] = 50,
+    cores: Annotated[str, typer.Option(metavar="LIST", help="Run on these cores only, as in 0,1.")] = "",
+    pause_above: Annotated[
+        float | None,
+        typer.Option(
+            metavar="CELSIUS", parser=_degrees, help="Wait between blocks of runs while the device is hotter than this."
+        ),
+    ] = None,
+    serve: Annotated[
+        bool,
+        typer.Option("--serve", help="Print the address of a web bundle's page and wait until a browser opens it."),
+    ] = False,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where --serve listens; 0.0.0.0 lets the whole network in.")
+    ] = "127.0.0.1",
     shape: ShapeOption = None,
     json: JsonOption = False,
 ) -> None:
-    """Measure start-up, latency and peak memory; with --against, also the ratio of the medians.
+    """Measure start-up, latency and peak memory on a device; several models take turns and are compared with the first.
 
-    - `edgecompress bench out/model.ecz --against model.onnx`
+    - `edgecompress bench model.onnx out/model.ecz`
+    - `edgecompress bench bundle --device ssh://pi@raspberrypi`
     """
-    from edgecompress import commands
+    from edgecompress import device_commands
+    from edgecompress.devices import BenchOptions
 
-    commands.bench(model, device=device, against=against, threads=threads, runs=runs, shapes=shape or [], json=json)
+    options = BenchOptions(threads=threads, runs=runs, cores=_cores(cores), pause_above=pause_above)
+    listen = host if serve else None
+    device_commands.bench(models or [], device=device, options=options, listen=listen, shapes=shape or [], json=json)
+
+
+@app.command()
+def profile(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An .onnx or .ecz file, or a folder of compress.")],
+    *,
+    device: Annotated[str, typer.Option(metavar="DEVICE", help="Where to measure, as for bench.")] = "local",
+    threads: ThreadsOption = 1,
+    runs: Annotated[int, typer.Option(metavar="N", parser=_count("--runs"), help="Runs of each kernel.")] = 50,
+    again: Annotated[bool, typer.Option("--again", help="Measure kernels of the table again.")] = False,
+    shape: ShapeOption = None,
+    json: JsonOption = False,
+) -> None:
+    """Measure what each kernel of a model takes on a device, and compare their sum with the model.
+
+    Each distinct operator, shape and type is measured once and kept in a table of that device.
+
+    - `edgecompress profile out/model.ecz`
+    """
+    from edgecompress import device_commands
+    from edgecompress.devices import BenchOptions
+
+    options = BenchOptions(threads=threads, runs=runs)
+    device_commands.profile(model, device=device, options=options, again=again, shapes=shape or [], json=json)
 
 
 @app.command()

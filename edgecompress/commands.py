@@ -9,12 +9,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from edgecompress.artifacts import artifact_bytes, is_container, open_artifact
+from edgecompress.artifacts import is_container, open_artifact
+from edgecompress.bundle.wheel import for_installed
 from edgecompress.case import LARGE_MODEL_BYTES, Request
 from edgecompress.console import note, progress_step, show, show_json
 from edgecompress.data import check_shapes, for_validation, parse_shape
+from edgecompress.device_commands import bench, bundle
+from edgecompress.devices import BenchOptions
 from edgecompress.errors import EdgecompressError, ModelError, UsageError
-from edgecompress.evidence import accuracy_of, describe, latency_of, outputs_of
+from edgecompress.evidence import accuracy_of, describe, outputs_of
 from edgecompress.files import refuse_existing, shared_folder
 from edgecompress.graph import open_graph
 from edgecompress.layers import Layer, default_shapes, find_layers
@@ -28,16 +31,15 @@ from edgecompress.recipe import Recipe, read_recipe, with_overrides
 from edgecompress.report import strict_json
 from edgecompress.report.model import Report, from_json, to_json
 from edgecompress.report.terminal import (
-    bundle_table,
     inspect_table,
-    latency_table,
     layer_table,
     summary_table,
     validation_table,
 )
 from edgecompress.report.text import printable
+from edgecompress.targets import load_target
 from edgecompress.tensors import all_tensors, tensor_bytes
-from edgecompress.validate import random_sample, require, rows_of
+from edgecompress.validate import require, rows_of
 from edgecompress.validate import validate as run_validate
 
 
@@ -95,7 +97,7 @@ def compress(
         )
     recipe = read_recipe(sources["recipe"]) if sources["recipe"] is not None else Recipe()
     request = Request(
-        recipe=with_overrides(recipe, settings),
+        recipe=with_overrides(recipe, _for_target(settings)),
         plan=sources["plan"],
         data=sources["data"],
         test_data=sources["test_data"],
@@ -114,6 +116,13 @@ def compress(
         if request.self_extracting:
             path = out / SELF_EXTRACTING_FILE
             note(f"self-extracting model: {path}, {path.stat().st_size:,} bytes")
+
+
+def _for_target(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with what a target asks for in place of its name."""
+    target = settings.get("target")
+    alignment = None if target is None else load_target(target).rank_alignment
+    return {name: value for name, value in settings.items() if name != "target"} | {"rank_alignment": alignment}
 
 
 def _show(report: Report, out: Path) -> None:
@@ -162,76 +171,6 @@ def unpack(container: Path, out: Path, *, force: bool) -> None:
         note(f"restored: {path}")
 
 
-def bundle(source: Path, out: Path, *, target: str, shapes: Sequence[str], force: bool, json: bool) -> None:
-    """Build a bundle and print its size table."""
-    from edgecompress.bundle import build_bundle
-    from edgecompress.bundle_files import find_model
-    from edgecompress.targets import load_target
-
-    wanted = load_target(target)
-    refuse_existing(out, force=force)
-    sample = random_sample(open_artifact(find_model(source, wanted.model_form)), _shapes(shapes))
-    summary = build_bundle(source, out, target=wanted, sample=sample, force=force)
-    sizes = {
-        name: {"installed_bytes": row.installed_bytes, "download_bytes": row.download_bytes}
-        for name, row in summary.sizes.items()
-    }
-    if json:
-        show_json({"bundle": str(out), "target": wanted.name, "sizes": sizes})
-        return
-    show(bundle_table(sizes))
-    note(f"bundle: {out}   (run it: {shlex.join(['python3', '-I', str(out / 'run.py')])})")
-
-
-def verify_bundle(folder: Path, *, json: bool) -> None:
-    """Check a bundle against its manifest."""
-    from edgecompress.bundle import verify_bundle as run_verify
-
-    manifest = run_verify(folder)
-    if json:
-        show_json({"bundle": str(folder), "target": manifest.target, "files": len(manifest.files), "ok": True})
-    else:
-        note(f"ok: {len(manifest.files)} files, target {manifest.target}")
-
-
-def bench(
-    model: Path, *, device: str, against: Path | None, threads: int, runs: int, shapes: Sequence[str], json: bool
-) -> None:
-    """Measure one model, or two in alternating runs, and print the figures."""
-    from edgecompress.bundle import verify_bundle as run_verify
-    from edgecompress.devices import open_runner
-
-    runner = open_runner(device)
-    paths = [model] if against is None else [against, model]
-    bundles = [path for path in paths if (path / "manifest.json").is_file()]
-    for folder in bundles:
-        run_verify(folder)
-    with progress_step("measure") as progress:
-        if against is None and bundles:
-            samples = [runner.measure_bundle(model, threads=threads, runs=runs)]
-        else:
-            feeds, alternate = _bench_inputs(paths, _shapes(shapes))
-            samples = runner.measure(
-                paths, feeds=feeds, threads=threads, runs=runs, alternate=alternate, progress=progress
-            )
-    original, compressed = (None if against is None else samples[0]), samples[-1]
-    latency = latency_of(original, compressed, device=device, threads=threads)
-    sizes = {"model_bytes": artifact_bytes(model), "against_bytes": against and artifact_bytes(against)}
-    if json:
-        facts = dict(compressed.metadata)
-        show_json({"latency": strict_json.encode(latency), "size": sizes, "facts": facts})
-        return
-    show(latency_table(latency))
-    for warning in latency.warnings:
-        note(f"note: {warning if against is not None else warning.removeprefix('compressed: ')}")
-
-
-def _bench_inputs(paths: Sequence[Path], shapes: Mapping[str, tuple[int, ...]]) -> tuple[dict[str, Any], bool]:
-    """Return random inputs, and whether the models may be in memory together, so that they can take turns."""
-    models = [open_artifact(path) for path in paths]
-    return random_sample(models[0], shapes), max(map(payload_bytes, models)) <= LARGE_MODEL_BYTES
-
-
 def export(factory: str, out: Path, *, inputs: Sequence[str], dynamic_batch: bool, force: bool) -> None:
     """Export a torch module."""
     from edgecompress.export import export_onnx
@@ -254,8 +193,8 @@ def demo(out: Path) -> None:
     refuse_existing(out, force=_is_demo(out, model.stem))
     _show(run_compress(model, out, request), out)
     shutil.rmtree(folder / "lib", ignore_errors=True)  # of an earlier run, perhaps with another version of the runtime
-    bundle(out, folder, target="x86_64", shapes=[], force=True, json=False)
-    bench(folder, device="local", against=None, threads=1, runs=50, shapes=[], json=False)
+    bundle(out, folder, target=for_installed(load_target("x86_64")), force=True)
+    bench([folder], device="local", options=BenchOptions())
     note(f"\nThe report of it all: {(out / 'report.html').absolute()}")
 
 

@@ -15,6 +15,7 @@ _WIDE_SPREAD = 0.10
 _DRIFT = 0.05
 _FAR_MINIMUM = 0.7
 _LATE = 1.5
+_SLOWER = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,8 +24,9 @@ class LatencySamples:
 
     ``init_ms`` is the creation of the session (decoding and graph optimization included), ``first_ms`` the first run,
     ``warmup_ms`` the runs thrown away, ``values_ms`` the steady runs in the order in which they ran. ``peak_rss_bytes``
-    is the high-water mark of the process that held this model alone. ``emulated`` marks times that are not those of
-    the real processor. ``metadata`` says on what and with what it was measured.
+    is the high-water mark of the process that held this model (and the others, where ``metadata["memory_shared"]``).
+    ``emulated`` marks times that are not those of the real processor. ``metadata`` says on what and with what it was
+    measured.
     """
 
     init_ms: float
@@ -89,12 +91,16 @@ def _warnings(samples: LatencySamples) -> Iterator[str]:
     median = float(np.median(values))
     if samples.emulated:
         yield "emulated: these times say nothing about a real device"
+        return
     if values.size < _FEW_SAMPLES:
         yield f"only {values.size} runs: the spread is unknown; take {_FEW_SAMPLES} or more"
     if median < _SHORT_RUN_MS:
         yield f"a run takes {median * 1000:.1f} us: the call itself weighs in; measure a larger batch"
     if median > 0:
         yield from _spread_warnings(values, median)
+    before, after = (facts.get("frequency_mhz") for facts in (samples.metadata, samples.metadata.get("after") or {}))
+    if isinstance(before, int | float) and isinstance(after, int | float) and after < (1 - _SLOWER) * before:
+        yield f"the clock fell from {before:.0f} to {after:.0f} MHz: the device got hot, or saves power"
     load, cores = samples.metadata.get("load_average"), samples.metadata.get("cores")
     if isinstance(load, int | float) and isinstance(cores, int) and load > cores:
         yield f"the machine was busy: load {load:.1f} on {cores} cores; stop other programs"

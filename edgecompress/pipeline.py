@@ -13,7 +13,7 @@ from edgecompress.calibrate import calibrate
 from edgecompress.case import Case, Request, open_case
 from edgecompress.container import pack
 from edgecompress.decide import decide
-from edgecompress.devices import open_runner
+from edgecompress.devices import BenchOptions, open_runner
 from edgecompress.errors import OutputError, RecipeError
 from edgecompress.evidence import accuracy_of, latency_of, layer_plots, layer_rows, outputs_of
 from edgecompress.facts import caveats, doubts, model_facts, tool_facts
@@ -290,9 +290,8 @@ def _prove(case: Case, compressed: Path, request: Request) -> tuple[Validation, 
     runs = int(min(_MAX_RUNS, max(_MIN_RUNS, _TIMING_BUDGET_MS / max(validation.row_ms, 1e-3))))
     feeds = sample_feeds(case.test, case.inputs, request.shapes)
     with request.step("measure") as progress:
-        samples = open_runner("local").measure(
-            [source, compressed], feeds=feeds, threads=request.threads, runs=runs, progress=progress
-        )
+        options = BenchOptions(threads=request.threads, runs=runs)
+        samples = open_runner("local").measure([source, compressed], feeds=feeds, options=options, progress=progress)
     return validation, latency_of(samples[0], samples[1], device="local", threads=request.threads)
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from machines import make_bundle, make_root  # noqa: F401 - fixtures
 from tiny import DIGITS, DIGITS_MODEL
 
 

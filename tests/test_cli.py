@@ -17,13 +17,14 @@ OPTIONS = {
     "inspect": ["--json", "--shape"],
     "compress": [
         *("--out", "--data", "--test-data", "--recipe", "--plan", "--factorize", "--keep", "--rank", "--cluster"),
-        *("--bits", "--no-calibrate", "--shape", "--force", "--json"),
+        *("--bits", "--prune", "--prune-scope", "--target", "--no-calibrate", "--shape", "--force", "--json"),
     ],
     "validate": ["--data", "--min-sqnr-db", "--max-drop", "--json"],
     "pack": ["--out", "--force"],
     "unpack": ["--out", "--force"],
-    "bundle": ["--target", "--out", "--verify", "--force"],
-    "bench": ["--device", "--against", "--threads", "--runs", "--shape", "--json"],
+    "targets": ["--json"],
+    "bundle": ["--target", "--out", "--runtime", "--runtime-file", "--archive", "--verify", "--force"],
+    "bench": ["--device", "--threads", "--runs", "--cores", "--pause-above", "--shape", "--json"],
     "export": ["--input", "--dynamic-batch", "--out", "--force"],
     "demo": ["--out"],
 }
@@ -91,6 +92,21 @@ assert callable(compress) and callable(load) and callable(pack) and callable(unp
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_ctrl_c_while_modules_are_loaded_leaves_no_traceback(tmp_path) -> None:
+    (tmp_path / "typer.py").write_text("import os, signal\nos.kill(os.getpid(), signal.SIGINT)\n")
+    paths = os.pathsep.join([str(tmp_path), *sys.path])
+    for start in (["-m", "edgecompress"], ["-c", "from edgecompress.__main__ import main; main()"]):
+        done = subprocess.run(
+            [sys.executable, *start, "--version"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={**os.environ, "PYTHONPATH": paths},
+        )
+        assert (done.returncode, done.stdout) == (130, "")
+        assert done.stderr == "interrupted: nothing half-written is left\n"
+
+
 # Usage
 
 
@@ -102,6 +118,11 @@ assert callable(compress) and callable(load) and callable(pack) and callable(unp
         (["--bits", "2.5"], "--bits must be a whole number from 1 to 8, not '2.5'"),
         (["--bits", "abc"], "--bits must be a whole number from 1 to 8, not 'abc'"),
         (["--bits", "-1"], "not '-1'"),
+        (["--target-size", "1e9"], "--target-size must be a whole number of at least 1, not '1e9'"),
+        (["--target-size", "0"], "--target-size must be a whole number of at least 1, not '0'"),
+        (["--step", "wide"], "--step must be a number above 0, not 'wide'"),
+        (["--average-bits", "nan"], "--average-bits must be a number above 0, not 'nan'"),
+        (["--prune", "0.5", "--prune-scope", "model"], "prune_scope must be one of global, layer, not 'model'"),
         (["--factorize", "svd", "--rank", "3", "--keep", "0.5"], "rank and keep exclude each other"),
         (["--factorize", "svd", "--rank", "0"], "--rank must be a whole number of at least 1"),
         (["--factorize", "svd", "--keep", "0"], "--keep must be a share above 0 and at most 1"),
@@ -347,31 +368,52 @@ def test_bench_takes_all_kinds_of_models(cli: Cli, model, tmp_path) -> None:
     packed = tmp_path / "m.ecz"
     assert cli("pack", model, "-o", packed).code == 0
     alone = cli("bench", packed, "--runs", "3", "--json")
-    assert (alone.code, alone.json["latency"]["ratio"]) == (0, None)
-    assert alone.json["latency"]["compressed"]["samples"] == 3
-    assert alone.json["size"] == {"model_bytes": packed.stat().st_size, "against_bytes": None}
-    both = cli("bench", packed, "--against", model, "--runs", "3", "--threads", "2", "--json").json
-    medians = [both["latency"][name]["median_ms"] for name in ("compressed", "original")]
-    assert both["latency"]["ratio"] == pytest.approx(medians[0] / medians[1])
-    assert both["latency"]["threads"] == 2
+    assert alone.code == 0
+    (row,) = alone.json["models"]
+    assert (row["model"], row["samples"], row["ratio"]) == (str(packed), 3, 1.0)
+    assert row["size_bytes"] == packed.stat().st_size
+    both = cli("bench", model, packed, "--runs", "3", "--threads", "2", "--json").json
+    first, second = both["models"]
+    assert second["ratio"] == pytest.approx(second["median_ms"] / first["median_ms"])
+    assert (both["device"], both["facts"]["threads"]) == ("local", 2)
     human = cli("bench", model, "--runs", "3")
     assert human.code == 0
     assert "median" in human.out
-    assert "compressed:" not in human.err
+    assert "note: only 3 runs" in human.err  # one model needs no name
+    assert f"note: {packed}: only 3 runs" in cli("bench", model, packed, "--runs", "3").err
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (("--cores", "0,x"), "--cores"),
+        (("--cores", "-1"), "--cores"),
+        (("--pause-above", "hot"), "--pause-above"),
+        (("--pause-above", "300"), "--pause-above"),
+        (("--threads", "0"), "--threads"),
+        (("--device", "sshh://pi"), "no device 'sshh://pi'"),
+    ],
+)
+def test_bench_names_the_option_that_is_wrong(refused, given, words) -> None:
+    refused(2, words, "bench", tiny.DIGITS_MODEL, *given)
+
+
+def test_bench_of_nothing_is_a_usage_error(refused) -> None:
+    refused(2, "nothing to measure", "bench")
 
 
 def test_bench_never_holds_two_large_models(cli: Cli, model, monkeypatch) -> None:
-    from edgecompress import commands
+    from edgecompress import device_commands
 
     seen = []
-    monkeypatch.setattr(commands, "LARGE_MODEL_BYTES", 100)
+    monkeypatch.setattr(device_commands, "LARGE_MODEL_BYTES", 100)
     from edgecompress.devices.local import LocalRunner
 
     real = LocalRunner.measure
     monkeypatch.setattr(
-        LocalRunner, "measure", lambda self, *a, **k: seen.append(k["alternate"]) or real(self, *a, **k)
+        LocalRunner, "measure", lambda self, *a, **k: seen.append(k["options"].alternate) or real(self, *a, **k)
     )
-    assert cli("bench", model, "--against", model, "--runs", "2").code == 0
+    assert cli("bench", model, model, "--runs", "2").code == 0
     assert seen == [False]
 
 

@@ -16,11 +16,16 @@ from report_samples import TOOL, minimal, reports, resnet_like
 from rich.console import Console
 
 from edgecompress.errors import FormatError, PassError
+from edgecompress.latency import LatencySamples
 from edgecompress.report import model, strict_json, terminal, text
+from edgecompress.report.bench import bench_rows
 from edgecompress.report.model import OutputDifference, Report, compression_ratio, from_json, to_json
 
 SCHEMA = Path(__file__).parents[1] / "docs" / "report.schema.json"
 HOSTILE = "[red]layer[/red] \x1b[31m\x07\u202e"
+
+
+TIMES = LatencySamples(init_ms=1.0, first_ms=1.0, warmup_ms=(), values_ms=(1.0,), peak_rss_bytes=1)
 
 
 def rendered(*tables: object, width: int = 100) -> str:
@@ -276,16 +281,15 @@ def test_a_layer_left_alone_shows_its_reason() -> None:
 def test_no_table_lets_a_name_act_on_the_terminal() -> None:
     report = resnet_like()
     row = replace(report.layers[0], name=HOSTILE, scheme=HOSTILE, reason=HOSTILE, op=HOSTILE)
-    latency = replace(report.latency, device=HOSTILE)
     accuracy = replace(report.accuracy, metric=HOSTILE, drop_points=None)
     inspected = {"name": HOSTILE, "op": "Conv", "shape": [1], "parameters": 1, "macs": 1, "bytes_share": 1.0}
     facts = replace(report.model, name=HOSTILE)
     outputs = {HOSTILE: OutputDifference(1.0, 1.0)}
-    hostile = replace(report, layers=(row,), latency=latency, accuracy=accuracy, model=facts, outputs=outputs)
+    hostile = replace(report, layers=(row,), accuracy=accuracy, model=facts, outputs=outputs)
     tables = (
         terminal.summary_table(hostile),
         terminal.layer_table(hostile),
-        terminal.latency_table(latency),
+        terminal.bench_table(bench_rows([HOSTILE], [TIMES], [None]), device=HOSTILE, threads=1),
         terminal.validation_table(accuracy, outputs),
         terminal.inspect_table([{**inspected, "skip_reason": HOSTILE}]),
     )
@@ -293,6 +297,20 @@ def test_no_table_lets_a_name_act_on_the_terminal() -> None:
         shown = rendered(table, width=400)
         assert "[red]layer[/red]" in shown
         assert not [part for part in ("\x1b[31m", "\x07", "\u202e") if part in shown]
+
+
+def test_a_bench_fits_a_narrow_terminal_and_shows_instructions_only_where_times_mean_nothing() -> None:
+    checked = replace(TIMES, values_ms=(12.345,) * 10, peak_rss_bytes=91_300_000, metadata={"outputs_match": True})
+    rows = bench_rows(["model.onnx", "model.ecz"], [checked, checked], [None, None])
+    shown = rendered(terminal.bench_table(rows, device="local", threads=1), width=80)
+    for words in ("model.ecz", "latency in ms on local, 1 thread, 10 runs", "12.3", "1.00×", "91.3 MB", "right"):  # noqa: RUF001
+        assert words in shown
+    assert "…" not in shown
+    assert "instructions" not in shown
+    counted = replace(checked, emulated=True, metadata={"instructions": 75_600_000})
+    shown = rendered(terminal.bench_table(bench_rows(["m"], [counted], [None]), device="qemu://a", threads=1))
+    assert "75.6 M" in shown
+    assert "12.3" not in shown
 
 
 def test_inspect_rows_may_lack_what_is_unknown() -> None:
@@ -307,6 +325,4 @@ def test_inspect_rows_may_lack_what_is_unknown() -> None:
 def test_every_report_has_its_tables(report: Report) -> None:
     shown = rendered(terminal.summary_table(report), terminal.layer_table(report))
     assert text.format_bytes(report.size.ecz_bytes) in shown
-    if report.latency is not None:
-        rendered(terminal.latency_table(report.latency))
     rendered(terminal.validation_table(report.accuracy, report.outputs))

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from edgecompress.devices.base import Runner, open_runner
+from edgecompress.devices.base import BenchOptions, Runner, open_runner
 
-__all__ = ["Runner", "open_runner"]
+__all__ = ["BenchOptions", "Runner", "open_runner"]

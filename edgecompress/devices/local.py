@@ -6,18 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy.typing as npt
 
 from edgecompress.bundle import run_program, verify_bundle
-from edgecompress.errors import DeviceError, UsageError
+from edgecompress.devices import program
+from edgecompress.devices.base import feeds_of
+from edgecompress.errors import UsageError
 from edgecompress.latency import LatencySamples
-from edgecompress.runtime.measure import Timings, measure_timers
+from edgecompress.runtime.measure import Pause, Timings, frequency_mhz, measure_timers, temperature_c
 from edgecompress.runtime.worker import Worker
 
+if TYPE_CHECKING:
+    from edgecompress.devices.base import BenchOptions, Feeds, Progress
+
 Array = npt.NDArray[Any]
-Progress = Callable[[int, int], None]
 
 
 class LocalRunner:
@@ -27,27 +31,36 @@ class LocalRunner:
         self,
         models: Sequence[Path],
         *,
-        feeds: Mapping[str, Array],
-        threads: int = 1,
-        runs: int = 50,
-        alternate: bool = True,
-        low_memory: bool = False,
+        feeds: Feeds,
+        options: BenchOptions,
         progress: Progress | None = None,
     ) -> list[LatencySamples]:
         """See ``Runner.measure``."""
-        workers = [partial(Worker, model, threads=threads, low_memory=low_memory) for model in models]
-        metadata = {"device": "local", "threads": threads, "low_memory": low_memory, "alternating": alternate}
-        if alternate:
-            return _measure_together(workers, feeds, runs, metadata=metadata, progress=progress)
+        threads = options.threads or 1
+        workers = [
+            partial(Worker, model, threads=threads, low_memory=options.low_memory, cores=options.cores)
+            for model in models
+        ]
+        given = feeds_of(models, feeds)
+        if options.alternate:
+            return _measure_together(workers, given, options, progress)
         samples = []
         for index, worker in enumerate(workers):
-            shifted = partial(_shifted, progress, index * runs, runs * len(workers)) if progress else None
-            samples += _measure_together([worker], feeds, runs, metadata=metadata, progress=shifted)
+            offset, total = index * options.runs, options.runs * len(workers)
+            shifted = partial(_shifted, progress, offset, total) if progress else None
+            samples += _measure_together([worker], [given[index]], options, shifted)
         return samples
 
-    def measure_bundle(self, folder: Path, *, threads: int | None = None, runs: int = 50) -> LatencySamples:
-        """See ``Runner.measure_bundle``."""
-        return run_bundle(folder, threads=threads, runs=runs)
+    def measure_bundles(self, folders: Sequence[Path], *, options: BenchOptions) -> list[LatencySamples]:
+        """See ``Runner.measure_bundles``: isolated, in an empty environment, without this interpreter's packages."""
+        if not folders:
+            raise UsageError("there is nothing to measure", hint="name a model or a bundle")
+        places = [folder.absolute() for folder in folders]
+        manifests = [verify_bundle(place) for place in places]
+        others = [(manifest, str(place)) for manifest, place in zip(manifests[1:], places[1:], strict=True)]
+        given = [*program.arguments(options), *program.also(manifests[0], others)]
+        result = run_program(places[0], given, label=folders[0])
+        return program.samples_of(result, device="local", models=len(folders))
 
 
 def open_device(address: str) -> LocalRunner:
@@ -57,43 +70,28 @@ def open_device(address: str) -> LocalRunner:
     return LocalRunner()
 
 
-def run_bundle(folder: Path, *, threads: int | None = None, runs: int = 50) -> LatencySamples:
-    """Check every file of the bundle ``folder``, then let its own ``run.py`` check its outputs and time itself.
-
-    It runs isolated, in an empty environment and without this interpreter's packages: the bundle has to bring its own.
-    ``threads`` None takes the target's number. Raises ``FormatError`` for a damaged bundle (nothing of it has been
-    executed then), ``DeviceError`` when it fails here or its outputs differ from those of the machine that built it.
-    """
-    verify_bundle(folder)
-    result = run_program(folder, runs=runs, threads=threads)
-    try:
-        return LatencySamples(
-            init_ms=float(result["init_ms"]),
-            first_ms=float(result["first_ms"]),
-            warmup_ms=tuple(map(float, result["warmup_ms"])),
-            values_ms=tuple(map(float, result["values_ms"])),
-            peak_rss_bytes=int(result["peak_rss_bytes"]),
-            metadata={**result["device"], "device": "local", "threads": result["threads"]},
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        hint = "build the bundle again with this version of edgecompress"
-        raise DeviceError(f"the bundle {folder} printed no result that can be read ({error})", hint=hint) from error
-
-
 def _measure_together(
     openers: Sequence[Callable[[], Worker]],
-    feeds: Mapping[str, Array],
-    runs: int,
-    *,
-    metadata: Mapping[str, Any],
+    feeds: Sequence[Mapping[str, Array]],
+    options: BenchOptions,
     progress: Progress | None,
 ) -> list[LatencySamples]:
     """Load all models, let them take turns, and return the samples of each."""
+    pause = Pause(options.pause_above)
     with ExitStack() as stack:
         workers = [stack.enter_context(opener()) for opener in openers]
-        for worker in workers:
-            worker.time(feeds, 0)  # sends the inputs, so that the first run is timed with the rest
-        timings = measure_timers([partial(worker.time, None) for worker in workers], runs=runs, progress=progress)
+        for worker, own in zip(workers, feeds, strict=True):
+            worker.time(own, 0)  # sends the inputs, so that the first run is timed with the rest
+        timers = [partial(worker.time, None) for worker in workers]
+        timings = measure_timers(timers, runs=options.runs, progress=progress, before_block=pause)
+        metadata = {
+            "device": "local",
+            "threads": options.threads or 1,
+            "low_memory": options.low_memory,
+            "alternating": options.alternate,
+            "after": {"frequency_mhz": frequency_mhz(), "temperature_c": temperature_c()},
+            "notes": pause.notes(),
+        }
         return [_samples(worker, timing, metadata) for worker, timing in zip(workers, timings, strict=True)]
 
 

@@ -13,7 +13,11 @@ from edgecompress.report import text
 from edgecompress.report.model import UNTOUCHED
 
 if TYPE_CHECKING:
-    from edgecompress.report.model import Accuracy, Latency, LatencySummary, LayerRow, OutputDifference, Report
+    from edgecompress.bundle.ort import Usability
+    from edgecompress.costs import KernelCost
+    from edgecompress.report.model import Accuracy, Latency, LayerRow, OutputDifference, Report
+    from edgecompress.runtime_build import Operators
+    from edgecompress.targets import Target
 
 _NAME_LIMIT = 48
 
@@ -77,15 +81,23 @@ def validation_table(accuracy: Accuracy | None, outputs: Mapping[str, OutputDiff
     return table
 
 
-def latency_table(latency: Latency) -> Table:
-    """Return the result of ``bench``: one row a model, in milliseconds."""
-    title = f"latency on {latency.device}, {_threads(latency.threads)}"
-    table = _table(title, ("", "start", "first run", "median", "p90", "runs", "peak memory"))
-    for name, summary in (("original", latency.original), ("compressed", latency.compressed)):
-        if summary is not None:
-            _row(table, name, *_latency_cells(summary))
-    if latency.ratio is not None:
-        _row(table, "ratio", "", "", text.format_ratio(latency.ratio), "", "", "")
+def bench_table(rows: Sequence[Mapping[str, Any]], *, device: str, threads: int) -> Table:
+    """Return the rows of ``bench``: one a model, each with the keys of ``bench --json``, times in milliseconds."""
+    emulated = any(row["emulated"] for row in rows)
+    what = "instructions" if emulated else "latency in ms"
+    runs = text.format_integer(rows[0]["samples"])
+    headers = ("model", "start", "first", "median", "p90", "ratio", "memory", "outputs")
+    title = f"{what} on {device}, {_threads(threads)}, {runs} runs"
+    table = _table(title, (*headers, *(("instructions",) if emulated else ())), folds=(0,))
+    for row in rows:
+        cells = (
+            text.shorten(row["model"], _NAME_LIMIT),
+            *(text.format_ms(row[key]).removesuffix(" ms") for key in ("init_ms", "first_ms", "median_ms", "p90_ms")),
+            text.format_ratio(row["ratio"]),
+            text.format_bytes(row["peak_rss_bytes"]),
+            "right" if row["outputs_match"] else text.UNKNOWN,  # wrong ones have ended the measurement
+        )
+        _row(table, *cells, *((text.format_count(row["instructions"]),) if emulated else ()))
     return table
 
 
@@ -94,6 +106,57 @@ def bundle_table(sizes: Mapping[str, Mapping[str, int]]) -> Table:
     table = _table("bundle", ("part", "installed", "download"))
     for name, row in sizes.items():
         _row(table, name, *(text.format_bytes(row[key]) for key in ("installed_bytes", "download_bytes")))
+    return table
+
+
+def target_table(targets: Sequence[Target]) -> Table:
+    """Return one row for each target that bundles can be built for; ``ranks`` is what they are multiples of."""
+    headers = ("target", "system", "runtime", "as", "providers", "model", "threads", "ranks", "device")
+    table = _table("targets", headers, left=6, folds=(1, 2, 3, 5))
+    for target in targets:
+        system = f"{target.system} {target.architecture}".removesuffix(" universal")
+        providers = ", ".join(name.removesuffix("ExecutionProvider") for name in target.runtime.providers)
+        runtime = f"{target.runtime.package.split(':')[-1]} {target.runtime.version}"
+        cells = (target.name, system, runtime, ", ".join(target.forms[:-1]), providers, target.model_form)
+        _row(table, *cells, str(target.threads), str(target.rank_alignment), target.default_device)
+    return table
+
+
+def operator_table(operators: Sequence[Operators]) -> Table:
+    """Return the operators that a runtime for one model has to have."""
+    table = _table("operators", ("domain", "opset", "names"), left=3, folds=(2,))
+    for entry in operators:
+        _row(table, entry.domain, str(entry.opset), ", ".join(entry.names))
+    return table
+
+
+def profile_table(costs: Sequence[KernelCost]) -> Table:
+    """Return one row for each kernel of a model, dearest first: its tensors, how often it runs, what it takes."""
+    table = _table("kernels", ("operator", "type", "shapes", "times", "each", "all", "share"), left=3, folds=(2,))
+    total = sum(cost.each_ms * cost.kernel.count for cost in costs)
+    for cost in costs:
+        kernel, all_ms = cost.kernel, cost.each_ms * cost.kernel.count
+        shapes = " ".join("x".join(map(str, shape)) for shape in kernel.shapes if len(shape) > 1)
+        share = f"{all_ms / total:.0%}" if total else "-"
+        cells = (kernel.op, "/".join(kernel.types), shapes, str(kernel.count))
+        _row(table, *cells, f"{cost.each_ms * 1000:.1f} us", f"{all_ms:.3f} ms", share)
+    return table
+
+
+def usability_table(rows: Sequence[Usability]) -> Table:
+    """Return one row for each accelerator: how many of the nodes it takes, in how many pieces, and what it does not."""
+    headers = ("accelerator", "worth a try", "not taken", "nodes", "pieces")
+    table = _table("accelerators", headers, left=3, folds=(2,))
+    for row in rows:
+        name = row.accelerator + (" (shapes fixed)" if row.shapes_fixed else "")
+        _row(
+            table,
+            name,
+            row.verdict,
+            ", ".join(row.unsupported) or "-",
+            f"{row.supported}/{row.nodes}",
+            str(row.partitions),
+        )
     return table
 
 
@@ -163,15 +226,6 @@ def _layer_cells(row: LayerRow) -> tuple[str, ...]:
         text.format_bytes(row.stored_bytes),
         text.UNKNOWN if bits is None else f"{bits:.1f}",
         text.format_db(row.output_sqnr_db),
-    )
-
-
-def _latency_cells(summary: LatencySummary) -> tuple[str, ...]:
-    times = (summary.init_ms, summary.first_ms, summary.median_ms, summary.p90_ms)
-    return (
-        *map(text.format_ms, times),
-        text.format_integer(summary.samples),
-        text.format_bytes(summary.peak_rss_bytes),
     )
 
 

@@ -36,7 +36,7 @@ def test_five_bits_shrink_the_model_at_least_six_times_at_a_small_loss(digits_ou
     # three standard errors of a paired difference of 360 images are about 1.2 points
     assert abs(accuracy.drop_points) <= 1.2
     assert accuracy.drop_points == pytest.approx(accuracy.original - accuracy.compressed)
-    assert 0 < accuracy.standard_error_points < 1.0
+    assert 0 <= accuracy.standard_error_points < 1.0  # 0 where every decision is the same
     assert accuracy.agreement >= 98.0
     assert report.outputs["logits"].sqnr_db > 15.0
 
@@ -165,7 +165,7 @@ np.save(sys.argv[3], load(bundle).run(None, dict(np.load(sys.argv[2])))[0])
     timed = subprocess.run(
         [sys.executable, "-I", str(bundle / "run.py"), "--json"], capture_output=True, text=True, check=True
     )
-    assert json.loads(timed.stdout)["outputs_match"] is True
+    assert json.loads(timed.stdout)["results"][0]["outputs_match"] is True
     compared = cli("validate", DIGITS_MODEL, bundle, "--data", DIGITS, "--max-drop", "1.2", "--json")
     assert compared.code == 0
     assert compared.json["accuracy"]["samples"] == 360

@@ -1,0 +1,215 @@
+"""What the commands about targets, bundles and devices do: read their arguments, call the library, print."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgecompress.artifacts import artifact_bytes, open_artifact
+from edgecompress.bundle import BundleSummary, archive_suffix, build_archive, build_bundle, verify_archive
+from edgecompress.bundle import verify_bundle as run_verify
+from edgecompress.bundle.archive import SUFFIXES
+from edgecompress.bundle.launch import runs_here
+from edgecompress.bundle.manifest import README
+from edgecompress.bundle.model_files import as_onnx, find_model
+from edgecompress.bundle.ort import CONFIG
+from edgecompress.bundle.program import MANIFEST
+from edgecompress.case import LARGE_MODEL_BYTES
+from edgecompress.console import note, progress_step, show, show_json
+from edgecompress.costs import profile_model
+from edgecompress.data import parse_shape
+from edgecompress.devices import BenchOptions, open_runner
+from edgecompress.devices.browser import serve
+from edgecompress.errors import UsageError
+from edgecompress.files import refuse_existing
+from edgecompress.model import payload_bytes
+from edgecompress.report.bench import bench_rows, device_facts, device_line
+from edgecompress.report.profile import profile_facts, profile_line
+from edgecompress.report.terminal import (
+    bench_table,
+    bundle_table,
+    operator_table,
+    profile_table,
+    target_table,
+    usability_table,
+)
+from edgecompress.runtime_build import build_command, build_runtime, runtime_needs
+from edgecompress.targets import Target, list_targets, load_target
+from edgecompress.validate import random_sample
+
+if TYPE_CHECKING:
+    from edgecompress.latency import LatencySamples
+
+
+def targets(*, json: bool) -> None:
+    """Print what bundles can be built for."""
+    found = [load_target(name) for name in list_targets()]
+    if json:
+        show_json({"targets": [dataclasses.asdict(target) for target in found]})
+    else:
+        show(target_table(found))
+
+
+def bundle(
+    source: Path,
+    out: Path,
+    *,
+    target: str | Target,
+    runtime: str | None = None,
+    runtime_file: Path | None = None,
+    archive: bool = False,
+    shapes: Sequence[str] = (),
+    force: bool = False,
+    json: bool = False,
+) -> None:
+    """Build a bundle and print its size table."""
+    wanted = target if isinstance(target, Target) else load_target(target)
+    if archive and not out.name.endswith(SUFFIXES):
+        out = out.with_name(out.name + archive_suffix(wanted))
+    refuse_existing(out, force=force)
+    model = open_artifact(find_model(source, wanted.model_form))
+    sample = random_sample(model, dict(parse_shape(text) for text in shapes))
+    build = build_archive if archive else build_bundle
+    with progress_step("bundle"):
+        summary = build(
+            source, out, target=wanted, sample=sample, runtime=runtime, runtime_file=runtime_file, force=force
+        )
+    sizes = {name: dataclasses.asdict(row) for name, row in summary.manifest.sizes.items()}
+    archive_bytes = out.stat().st_size if archive else None
+    if json:
+        facts = {"runtime": summary.manifest.runtime_form, "was_run": summary.was_run, "archive_bytes": archive_bytes}
+        show_json({"bundle": str(out), "target": wanted.name, **facts, "sizes": sizes})
+        return
+    show(bundle_table(sizes))
+    note(f"archive: {out}, {archive_bytes:,} bytes" if archive else f"bundle: {out}   ({_how_to_run(out, summary)})")
+
+
+def _how_to_run(out: Path, summary: BundleSummary) -> str:
+    """Return how to go on with a bundle: its own program where that runs here, else the target's device."""
+    if summary.was_run:
+        program = ["python3", "-I"] if summary.manifest.entry_point == "run.py" else ["sh"]
+        return f"run it: {shlex.join([*program, f'{out}/{summary.manifest.entry_point}'])}"
+    if summary.manifest.entry_point is None:
+        return "it has no runtime"
+    return f"not run: it is for {summary.manifest.system} on {summary.manifest.architecture}; see {out / README}"
+
+
+def verify_bundle(path: Path, *, json: bool) -> None:
+    """Check a bundle, a folder or an archive, against its manifest."""
+    manifest = verify_archive(path) if path.is_file() else run_verify(path)
+    if json:
+        show_json({"bundle": str(path), "target": manifest.target, "files": len(manifest.files), "ok": True})
+    else:
+        note(f"ok: {len(manifest.files)} files, target {manifest.target}, runtime {manifest.runtime_form}")
+
+
+def bench(
+    paths: Sequence[Path],
+    *,
+    device: str | None = None,
+    options: BenchOptions,
+    listen: str | None = None,
+    shapes: Sequence[str] = (),
+    json: bool = False,
+) -> None:
+    """Measure models or bundles in alternating runs on a device and print one row each, compared with the first.
+
+    ``listen`` is the address on which the page of a web bundle waits for a browser from anywhere; None needs none.
+    """
+    device = device or _default_device(paths)
+    if listen is not None:
+        samples = _served(paths, device, options, listen)
+    else:
+        samples = _measured(paths, device, options, shapes)
+    names = [str(path) for path in paths] or [device]
+    rows = bench_rows(names, samples, [artifact_bytes(path) for path in paths] or [None])
+    if json:
+        show_json({"device": device, "models": rows, "facts": device_facts(samples[0])})
+        return
+    facts = samples[0].metadata
+    show(bench_table(rows, device=device, threads=facts["threads"]), device_line(facts))
+    shared = ["peak memory is that of all models together"] if facts.get("memory_shared") else []
+    subjects = [f"{name}: " if len(names) > 1 else "" for name in names]
+    found = [subject + text for subject, row in zip(subjects, rows, strict=True) for text in row["warnings"]]
+    for text in [*found, *shared, *facts["notes"]]:
+        note(f"note: {text}")
+
+
+def _measured(paths: Sequence[Path], device: str, options: BenchOptions, shapes: Sequence[str]) -> list[LatencySamples]:
+    runner = open_runner(device)
+    with progress_step("measure") as progress:
+        if all((path / MANIFEST).is_file() for path in paths):
+            return runner.measure_bundles(paths, options=options)
+        models = [open_artifact(path) for path in paths]
+        feeds = random_sample(models[0], dict(parse_shape(text) for text in shapes))
+        together = max(map(payload_bytes, models)) <= LARGE_MODEL_BYTES
+        del models  # the weights are not needed here, only in the processes that run them
+        options = replace(options, alternate=together)
+        return runner.measure(paths, feeds=feeds, options=options, progress=progress)
+
+
+def _served(paths: Sequence[Path], device: str, options: BenchOptions, listen: str) -> list[LatencySamples]:
+    """Wait for a browser that opens the page of the first bundle."""
+    if not device.startswith("browser:") or not all((path / MANIFEST).is_file() for path in paths):
+        raise UsageError(
+            "--serve takes web bundles", hint="edgecompress bundle OUT --target web -o DIR, then bench DIR"
+        )
+    return serve(paths, options=options, say=lambda address: note(f"open {address}"), host=listen)
+
+
+def _default_device(paths: Sequence[Path]) -> str:
+    """Return where the first of ``paths`` is timed unless the user says it: here, where it runs here."""
+    if not paths or not (paths[0] / MANIFEST).is_file():
+        return "local"
+    manifest = run_verify(paths[0])
+    known = manifest.target in list_targets() and not runs_here(manifest)
+    return load_target(manifest.target).default_device if known else "local"
+
+
+def runtime_config(source: Path, *, target: str, out: Path | None, json: bool) -> None:
+    """Print what a model needs of a runtime, and the command that builds one with nothing else."""
+    wanted = load_target(target)
+    needs = runtime_needs(source, out)
+    command = build_command(Path("ORT_TREE"), (out or Path("DIR")) / CONFIG, Path("BUILD"), wanted)
+    if json:
+        show_json({**dataclasses.asdict(needs), "command": command})
+        return
+    show(operator_table(needs.operators), usability_table(needs.usability))
+    note(f"model.ort: {needs.ort_bytes:,} bytes" + (f", in {out} with {CONFIG}" if out else ""))
+    note(f"a runtime for {wanted.name} with nothing else:\n  {shlex.join(command)}")
+    note("or: edgecompress runtime-build OUT --source ORT_TREE --target " + target + " -o DIR")
+
+
+def runtime_build(source: Path, out: Path, *, tree: Path, target: str, defines: Sequence[str], json: bool) -> None:
+    """Build the runtime of one model and print its size."""
+    wanted = load_target(target)
+    with progress_step("build") as progress:
+        built = build_runtime(source, out, tree=tree, target=wanted, defines=defines, progress=progress)
+    sizes = {"library_bytes": built.library.stat().st_size, "model_bytes": built.model.stat().st_size}
+    if json:
+        show_json({"library": str(built.library), "version": built.version, "cached": built.cached, **sizes})
+        return
+    how = "from the cache" if built.cached else "built"
+    note(f"{how}: {built.library}, {sizes['library_bytes']:,} bytes, ONNX Runtime {built.version}")
+    note(f"model: {built.model}, {sizes['model_bytes']:,} bytes")
+
+
+def profile(model: Path, *, device: str, options: BenchOptions, again: bool, shapes: Sequence[str], json: bool) -> None:
+    """Measure a model's kernels on a device and print their costs, their sum and the model's own time."""
+    with as_onnx(model) as path, progress_step("profile") as progress:
+        feeds = random_sample(open_artifact(path), dict(parse_shape(text) for text in shapes))
+        found = profile_model(path, device=device, feeds=feeds, options=options, again=again, progress=progress)
+    if json:
+        show_json(profile_facts(found))
+        return
+    show(profile_table(found.costs))
+    note(profile_line(found))
+    note(f"table: {found.table}")
+    for name in found.left_out:
+        note(f"note: {name} holds graphs: its cost is not in the sum")
+    for warning in found.warnings:
+        note(f"note: {warning}")
