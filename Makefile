@@ -39,7 +39,7 @@ $(VENV)/.base: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
 	touch $@
 
 $(VENV)/.full: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
-	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[export,test]'
+	$(BIN)/python -m pip install -q -c $(CONSTRAINTS) -e '.[export,native,test]'
 	touch $@ $(VENV)/.base
 
 $(VENV)/.lint: $(VENV)/bin/python pyproject.toml $(CONSTRAINTS)
