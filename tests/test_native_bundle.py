@@ -21,6 +21,7 @@ from edgecompress.bundle.compiler import bench_program, find_compiler
 from edgecompress.bundle.debian import Package, Source, download, find_source, read_sources, unpack
 from edgecompress.bundle.elf import read_elf
 from edgecompress.bundle.launch import run_program
+from edgecompress.bundle.ort import opens_ort_alone
 from edgecompress.errors import UsageError
 from edgecompress.files import cache_folder
 from edgecompress.model import load_model
@@ -268,3 +269,13 @@ def test_what_a_bundle_lacks_or_cannot_use_is_named(tmp_path: Path, own: Target,
     with pytest.raises(UsageError, match="holds no libonnxruntime"):
         build(tmp_path / "c", own, tmp_path / "none")
     assert not list(tmp_path.glob("[abc]"))
+
+
+def test_a_reduced_runtime_is_known_by_what_it_says_of_onnx_files(tmp_path: Path) -> None:
+    library = tmp_path / "libonnxruntime.so"
+    library.write_bytes(b"\x7fELF..ONNX format model is not supported in this build.\0")
+    assert opens_ort_alone(library)
+    assert opens_ort_alone(tmp_path)
+    library.write_bytes(b"\x7fELF..Load model from file\0")
+    assert not opens_ort_alone(library)
+    assert not opens_ort_alone(tmp_path / "none")

@@ -96,9 +96,10 @@ def _fixed_addresses() -> list[str]:
     return prefix if subprocess.run([*prefix, "true"], capture_output=True, check=False).returncode == 0 else []
 
 
-def opens_ort_alone(library: Path) -> bool:
-    """Tell whether a runtime's library is a reduced one, which opens no ONNX files."""
-    return library.is_file() and _NO_ONNX in library.read_bytes()
+def opens_ort_alone(given: Path) -> bool:
+    """Tell whether a runtime's library, or the one in a folder, is a reduced one, which opens no ONNX files."""
+    found = sorted(given.glob("libonnxruntime.so*")) if given.is_dir() else [given]
+    return any(path.is_file() and _NO_ONNX in path.read_bytes() for path in found)
 
 
 def mobile_usability(model: Path) -> tuple[Usability, ...]:

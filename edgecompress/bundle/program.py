@@ -184,18 +184,19 @@ def main() -> int:
     options = _parser().parse_args()
     try:
         folder = Path(__file__).resolve().parent
-        manifests = {folder: read_manifest(folder)}
-        _check_machine(manifests[folder])
-        manifests |= {Path(other).resolve(): read_manifest(Path(other).resolve()) for other in options.also}
-        for place, manifest in manifests.items():
+        own = read_manifest(folder)
+        _check_machine(own)
+        others = [Path(other).resolve() for other in options.also]
+        bundles = [(folder, own), *((other, read_manifest(other)) for other in others)]
+        for place, manifest in bundles:
             check_files(place, manifest)
         _pin(options.cores)
         _import_only_from(folder / CODE_FOLDER)
         from edgecompress.runtime.bench import measure_bundles, table
 
         how = {"runs": options.runs, "threads": options.threads, "pause_above": options.pause_above}
-        result = {"schema_version": SCHEMA_VERSION, **measure_bundles(manifests, **how)}
-        print(json.dumps(result, indent=1, allow_nan=False) if options.json else table(result, manifests[folder]))
+        result = {"schema_version": SCHEMA_VERSION, **measure_bundles(bundles, **how)}
+        print(json.dumps(result, indent=1, allow_nan=False) if options.json else table(result, own))
     except KeyboardInterrupt:
         return 130
     except Exception as error:  # those of edgecompress cannot be named before its code was checked

@@ -19,7 +19,7 @@ from edgecompress.runtime.tensors import read_tensor
 
 
 def measure_bundles(
-    manifests: Mapping[Path, Mapping[str, Any]],
+    bundles: Sequence[tuple[Path, Mapping[str, Any]]],
     *,
     runs: int,
     threads: int | None = None,
@@ -27,14 +27,14 @@ def measure_bundles(
 ) -> dict[str, Any]:
     """Load the models of bundles, check their outputs, let them take turns; return results, device facts and notes.
 
-    ``manifests`` maps their folders to their checked manifests; the first one says threads and execution providers for
+    ``bundles`` holds their folders and checked manifests; the first one says threads and execution providers for
     all. Memory is that of the process: with several models, of all of them together. Raises ``ToleranceError`` for
     wrong outputs before anything is timed, ``FormatError`` for malformed test data, and what ``load`` raises.
     """
     import_runtime()  # not to be timed
-    own = next(iter(manifests.values()))
+    own = bundles[0][1]
     threads = threads or int(own["threads"])
-    timers = [_Timer(folder, manifest, threads, own["providers"]) for folder, manifest in manifests.items()]
+    timers = [_Timer(folder, manifest, threads, own["providers"]) for folder, manifest in bundles]
     pause = measure.Pause(pause_above)
     timings = measure.measure_timers(timers, runs=runs, before_block=pause)
     peak = measure.peak_rss_bytes()
@@ -51,13 +51,13 @@ def measure_bundles(
             "samples": len(timing.values_ms),
             "peak_rss_bytes": peak,
         }
-        for manifest, timer, timing in zip(manifests.values(), timers, timings, strict=True)
+        for (_, manifest), timer, timing in zip(bundles, timers, timings, strict=True)
     ]
     return {
         "target": own["target"],
         "threads": threads,
         "results": results,
-        "device": measure.device_facts() | {"memory_shared": len(manifests) > 1},
+        "device": measure.device_facts() | {"memory_shared": len(bundles) > 1},
         "after": {"frequency_mhz": measure.frequency_mhz(), "temperature_c": measure.temperature_c()},
         "notes": pause.notes(),
     }
