@@ -56,6 +56,10 @@ def _count(option: str) -> Callable[[str], int]:
 _bits = _number("--bits", "a whole number from 1 to 8", int, lambda value: 1 <= value <= 8)
 
 
+# What the programs of bundles take too.
+_threads = _number("--threads", "a whole number from 1 to 1024", int, lambda value: 1 <= value <= 1024)
+
+
 def _share(option: str) -> Callable[[str], float]:
     return _number(option, "a share above 0 and at most 1", float, lambda value: 0 < value <= 1)
 
@@ -88,7 +92,7 @@ ModelArgument = Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX fi
 JsonOption = Annotated[bool, _output("--json", help="Print JSON alone on stdout; all else goes to stderr.")]
 ForceOption = Annotated[bool, _output("--force", help="Replace existing files of the same names; others stay.")]
 ThreadsOption = Annotated[
-    int, typer.Option(metavar="N", parser=_count("--threads"), help="Threads of the runtime when it is timed.")
+    int, typer.Option(metavar="N", parser=_threads, help="Threads of the runtime when it is timed.")
 ]
 ShapeOption = Annotated[
     list[str] | None,
@@ -426,6 +430,7 @@ def runtime_config(
     out: Annotated[
         Path | None, typer.Option("-o", "--out", metavar="DIR", help="Write model.ort and the list of operators here.")
     ] = None,
+    force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
     """Show what a model needs of a runtime: operators and types, which accelerators take it, how to build a small one.
@@ -434,7 +439,7 @@ def runtime_config(
     """
     from edgecompress import device_commands
 
-    device_commands.runtime_config(source, target=target, out=out, json=json)
+    device_commands.runtime_config(source, target=target, out=out, force=force, json=json)
 
 
 @app.command("runtime-build")
@@ -449,6 +454,7 @@ def runtime_build(
     define: Annotated[
         list[str] | None, typer.Option(metavar="NAME=VALUE", help="A setting for CMake. Repeatable.")
     ] = None,
+    force: ForceOption = False,
     json: JsonOption = False,
 ) -> None:
     """Build ONNX Runtime with the operators of one model alone: 2 MB instead of 25; half an hour on two cores.
@@ -460,7 +466,7 @@ def runtime_build(
     """
     from edgecompress import device_commands
 
-    device_commands.runtime_build(source, out, tree=tree, target=target, defines=define or [], json=json)
+    device_commands.runtime_build(source, out, tree=tree, target=target, defines=define or [], force=force, json=json)
 
 
 _DEVICE = (
@@ -479,9 +485,7 @@ def bench(
     device: Annotated[str | None, typer.Option(metavar="DEVICE", help=_DEVICE)] = None,
     threads: Annotated[
         int | None,
-        typer.Option(
-            metavar="N", parser=_count("--threads"), help="Threads of the runtime.  [default: the target's, else 1]"
-        ),
+        typer.Option(metavar="N", parser=_threads, help="Threads of the runtime.  [default: the target's, else 1]"),
     ] = None,
     runs: Annotated[int, typer.Option(metavar="N", parser=_count("--runs"), help="Runs after the warm-up.")] = 50,
     cores: Annotated[str, typer.Option(metavar="LIST", help="Run on these cores only, as in 0,1.")] = "",

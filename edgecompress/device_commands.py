@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecompress.artifacts import artifact_bytes, open_artifact
-from edgecompress.bundle import BundleSummary, archive_suffix, build_archive, build_bundle, verify_archive
+from edgecompress.bundle import BundleSummary, archive_path, build_archive, build_bundle, verify_archive
 from edgecompress.bundle import verify_bundle as run_verify
 from edgecompress.bundle.archive import SUFFIXES
 from edgecompress.bundle.launch import runs_here
@@ -26,7 +26,8 @@ from edgecompress.devices import BenchOptions, open_runner
 from edgecompress.devices.browser import serve
 from edgecompress.errors import UsageError
 from edgecompress.files import refuse_existing
-from edgecompress.model import payload_bytes
+from edgecompress.latency import machine_warnings
+from edgecompress.model import payload_bytes, signature
 from edgecompress.report.bench import bench_rows, device_facts, device_line
 from edgecompress.report.profile import profile_facts, profile_line
 from edgecompress.report.terminal import (
@@ -43,6 +44,7 @@ from edgecompress.validate import random_sample
 
 if TYPE_CHECKING:
     from edgecompress.latency import LatencySamples
+    from edgecompress.model import Model, TensorSpec
 
 
 def targets(*, json: bool) -> None:
@@ -68,8 +70,7 @@ def bundle(
 ) -> None:
     """Build a bundle and print its size table."""
     wanted = target if isinstance(target, Target) else load_target(target)
-    if archive and not out.name.endswith(SUFFIXES):
-        out = out.with_name(out.name + archive_suffix(wanted))
+    out = archive_path(out, wanted) if archive else out
     refuse_existing(out, force=force)
     model = open_artifact(find_model(source, wanted.model_form))
     sample = random_sample(model, dict(parse_shape(text) for text in shapes))
@@ -94,7 +95,7 @@ def _how_to_run(out: Path, summary: BundleSummary) -> str:
         program = ["python3", "-I"] if summary.manifest.entry_point == "run.py" else ["sh"]
         return f"run it: {shlex.join([*program, f'{out}/{summary.manifest.entry_point}'])}"
     if summary.manifest.entry_point is None:
-        return "it has no runtime"
+        return f"it has no runtime: edgecompress bench OTHER_BUNDLE {shlex.quote(str(out))} times it on another's"
     return f"not run: it is for {summary.manifest.system} on {summary.manifest.architecture}; see {out / README}"
 
 
@@ -120,6 +121,7 @@ def bench(
 
     ``listen`` is the address on which the page of a web bundle waits for a browser from anywhere; None needs none.
     """
+    paths = [_benchable(path) for path in paths]
     device = device or _default_device(paths)
     if listen is not None:
         samples = _served(paths, device, options, listen)
@@ -134,22 +136,67 @@ def bench(
     show(bench_table(rows, device=device, threads=facts["threads"]), device_line(facts))
     shared = ["peak memory is that of all models together"] if facts.get("memory_shared") else []
     subjects = [f"{name}: " if len(names) > 1 else "" for name in names]
-    found = [subject + text for subject, row in zip(subjects, rows, strict=True) for text in row["warnings"]]
-    for text in [*found, *shared, *facts["notes"]]:
+    machine = [tuple(machine_warnings(each)) for each in samples]  # the same for all models, or nearly: told once
+    found = [
+        subject + text
+        for subject, row, of_all in zip(subjects, rows, machine, strict=True)
+        for text in row["warnings"]
+        if text not in of_all
+    ]
+    for text in [*found, *max(machine, key=len), *shared, *facts["notes"]]:
         note(f"note: {text}")
+
+
+def _benchable(path: Path) -> Path:
+    """Return the bundle or the model file to measure: of a folder written by compress its model."""
+    if (path / MANIFEST).is_file():
+        return path
+    if path.is_file() and path.name.endswith(SUFFIXES):
+        raise UsageError(f"{path} is the archive of a bundle", hint="unpack it first, then name its folder")
+    return find_model(path, "ecz")
 
 
 def _measured(paths: Sequence[Path], device: str, options: BenchOptions, shapes: Sequence[str]) -> list[LatencySamples]:
     runner = open_runner(device)
     with progress_step("measure") as progress:
-        if all((path / MANIFEST).is_file() for path in paths):
+        bundles = [path for path in paths if (path / MANIFEST).is_file()]
+        if len(bundles) == len(paths):
+            if shapes:
+                raise UsageError("--shape is for model files: a bundle brings its input", hint="leave it away")
             return runner.measure_bundles(paths, options=options)
+        if bundles:
+            hint = "make bundles of the model files too: a bundle's model runs on the bundle's own runtime"
+            raise UsageError(f"{bundles[0]} is a bundle, and others are model files", hint=hint)
         models = [open_artifact(path) for path in paths]
+        _refuse_other_inputs(models, paths)
         feeds = random_sample(models[0], dict(parse_shape(text) for text in shapes))
         together = max(map(payload_bytes, models)) <= LARGE_MODEL_BYTES
         del models  # the weights are not needed here, only in the processes that run them
         options = replace(options, alternate=together)
         return runner.measure(paths, feeds=feeds, options=options, progress=progress)
+
+
+def _refuse_other_inputs(models: Sequence[Model], paths: Sequence[Path]) -> None:
+    """Raise ``UsageError`` unless all models take the same inputs, free dimensions apart."""
+    first, *others = (signature(model.proto)[0] for model in models)
+    for path, inputs in zip(paths[1:], others, strict=True):
+        pairs = {spec.name: spec for spec in inputs}
+        if len(inputs) != len(first) or not all(_same_input(spec, pairs.get(spec.name)) for spec in first):
+            raise UsageError(
+                f"the models have different inputs: {_described(first)} in {paths[0]}, {_described(inputs)} in {path}",
+                hint="measure them one at a time",
+            )
+
+
+def _same_input(one: TensorSpec, other: TensorSpec | None) -> bool:
+    if other is None or one.dtype != other.dtype or len(one.shape) != len(other.shape):
+        return False
+    return all(None in pair or pair[0] == pair[1] for pair in zip(one.shape, other.shape, strict=True))
+
+
+def _described(inputs: Sequence[TensorSpec]) -> str:
+    shapes = [",".join("?" if size is None else str(size) for size in spec.shape) for spec in inputs]
+    return "; ".join(f"{spec.name} {spec.dtype} {shape}" for spec, shape in zip(inputs, shapes, strict=True)) or "none"
 
 
 def _served(paths: Sequence[Path], device: str, options: BenchOptions, listen: str) -> list[LatencySamples]:
@@ -162,33 +209,42 @@ def _served(paths: Sequence[Path], device: str, options: BenchOptions, listen: s
 
 
 def _default_device(paths: Sequence[Path]) -> str:
-    """Return where the first of ``paths`` is timed unless the user says it: here, where it runs here."""
+    """Return where the first of ``paths`` is timed unless the user says it: here, where it runs here.
+
+    A bundle may be a stranger's. It does not choose a program or an image of this machine, nor a host to connect to.
+    """
     if not paths or not (paths[0] / MANIFEST).is_file():
         return "local"
     manifest = run_verify(paths[0])
-    known = manifest.target in list_targets() and not runs_here(manifest)
-    return load_target(manifest.target).default_device if known else "local"
+    device = "local" if runs_here(manifest) else manifest.default_device
+    scheme, _, address = device.partition("://")
+    if address and scheme != "qemu":
+        raise UsageError(f"the bundle would be measured on {device}", hint=f"if you trust it: --device {device}")
+    return device
 
 
-def runtime_config(source: Path, *, target: str, out: Path | None, json: bool) -> None:
+def runtime_config(source: Path, *, target: str, out: Path | None, force: bool, json: bool) -> None:
     """Print what a model needs of a runtime, and the command that builds one with nothing else."""
     wanted = load_target(target)
-    needs = runtime_needs(source, out)
     command = build_command(Path("ORT_TREE"), (out or Path("DIR")) / CONFIG, Path("BUILD"), wanted)
+    needs = runtime_needs(source, out, force=force)
     if json:
         show_json({**dataclasses.asdict(needs), "command": command})
         return
     show(operator_table(needs.operators), usability_table(needs.usability))
     note(f"model.ort: {needs.ort_bytes:,} bytes" + (f", in {out} with {CONFIG}" if out else ""))
     note(f"a runtime for {wanted.name} with nothing else:\n  {shlex.join(command)}")
-    note("or: edgecompress runtime-build OUT --source ORT_TREE --target " + target + " -o DIR")
+    if wanted.system == "linux":
+        note(f"or: edgecompress runtime-build OUT --source ORT_TREE --target {shlex.quote(target)} -o DIR")
 
 
-def runtime_build(source: Path, out: Path, *, tree: Path, target: str, defines: Sequence[str], json: bool) -> None:
+def runtime_build(
+    source: Path, out: Path, *, tree: Path, target: str, defines: Sequence[str], force: bool, json: bool
+) -> None:
     """Build the runtime of one model and print its size."""
     wanted = load_target(target)
     with progress_step("build") as progress:
-        built = build_runtime(source, out, tree=tree, target=wanted, defines=defines, progress=progress)
+        built = build_runtime(source, out, tree=tree, target=wanted, defines=defines, force=force, progress=progress)
     sizes = {"library_bytes": built.library.stat().st_size, "model_bytes": built.model.stat().st_size}
     if json:
         show_json({"library": str(built.library), "version": built.version, "cached": built.cached, **sizes})
@@ -210,6 +266,6 @@ def profile(model: Path, *, device: str, options: BenchOptions, again: bool, sha
     note(profile_line(found))
     note(f"table: {found.table}")
     for name in found.left_out:
-        note(f"note: {name} holds graphs: its cost is not in the sum")
+        note(f"note: {name} cannot be timed alone: its cost is not in the sum")
     for warning in found.warnings:
         note(f"note: {warning}")

@@ -16,13 +16,16 @@ import numpy.typing as npt
 import onnx
 
 from edgecompress.errors import ModelError
+from edgecompress.model import load_model, payload_bytes
 from edgecompress.runtime.session import import_runtime, runtime_error
+from edgecompress.save import inlined
 
 Array = npt.NDArray[Any]
 
 _SILENT = 4
 # So many copies of a kernel that the call itself weighs little; fewer of a large one, which also takes longer.
 _COPIES, _COPIES_BYTES = 16, 8_000_000
+_LARGEST_BYTES = 1_500_000_000  # the optimized model is one message of protocol buffers, which hold less than 2 GB
 _SMALL = 64  # integers of a constant up to this size are part of what a kernel does: axes, pads, shapes
 
 
@@ -56,15 +59,16 @@ def find_kernels(
     """Return each distinct kernel that the runtime runs for the ONNX file at ``path``, with a probe to time it.
 
     The graph is taken as the runtime has optimized it: ``for_this_machine`` with the memory layouts of this processor,
-    otherwise as far as it is the same on every one. The operators of nodes that contain graphs (If, Loop, Scan) are
-    returned beside, without probes. Raises ``ModelError`` for what the runtime refuses.
+    otherwise as far as it is the same on every one. The operators of nodes that contain graphs (If, Loop, Scan) or pass
+    on sequences are returned beside, without probes. Raises ``ModelError`` for what the runtime refuses.
     """
     with tempfile.TemporaryDirectory() as name:
         proto = _optimized(path, Path(name) / "optimized.onnx", for_this_machine=for_this_machine)
     values = _values(proto, feeds)
     constants = {tensor.name: tensor for tensor in proto.graph.initializer}
-    nodes = [node for node in proto.graph.node if not _holds_graph(node)]
-    left_out = tuple(sorted({node.op_type for node in proto.graph.node if _holds_graph(node)}))
+    alone = [_can_be_alone(node, values) for node in proto.graph.node]
+    nodes = [node for node, fits in zip(proto.graph.node, alone, strict=True) if fits]
+    left_out = tuple(sorted({node.op_type for node, fits in zip(proto.graph.node, alone, strict=True) if not fits}))
     signatures = [_signature(node, values, constants) for node in nodes]
     counts = Counter(signatures)
     first = {signature: node for node, signature in reversed(list(zip(nodes, signatures, strict=True)))}
@@ -75,8 +79,11 @@ def find_kernels(
     return kernels, left_out
 
 
-def _holds_graph(node: onnx.NodeProto) -> bool:
-    return any(attribute.HasField("g") for attribute in node.attribute)
+def _can_be_alone(node: onnx.NodeProto, values: Mapping[str, Any]) -> bool:
+    """Tell whether a node can be taken out of its graph: it holds none itself, and passes on nothing but tensors."""
+    passed = [values[name] for name in (*node.input, *node.output) if name in values]
+    holds_graph = any(attribute.HasField("g") for attribute in node.attribute)
+    return not holds_graph and all(isinstance(value, np.ndarray) for value in passed)
 
 
 def empty_probe(inputs: int) -> Probe:
@@ -88,7 +95,10 @@ def empty_probe(inputs: int) -> Probe:
 
 
 def _optimized(path: Path, destination: Path, *, for_this_machine: bool) -> onnx.ModelProto:
-    """Return the model as the runtime runs it, every node with a name of its own."""
+    """Return the model as the runtime runs it, with its external data in it."""
+    model = load_model(path)
+    if payload_bytes(model) > _LARGEST_BYTES:
+        raise ModelError(f"{path}: too large to be taken apart", hint="profile a smaller model with the same layers")
     runtime = import_runtime()
     options = runtime.SessionOptions()
     options.log_severity_level = _SILENT
@@ -96,7 +106,7 @@ def _optimized(path: Path, destination: Path, *, for_this_machine: bool) -> onnx
     options.graph_optimization_level = levels.ORT_ENABLE_ALL if for_this_machine else levels.ORT_ENABLE_EXTENDED
     options.optimized_model_filepath = str(destination)
     try:
-        runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        runtime.InferenceSession(inlined(model).SerializeToString(), options, providers=["CPUExecutionProvider"])
         return onnx.load(destination)
     except Exception as error:  # the runtime's errors have no common base
         raise runtime_error(error, str(path)) from None
@@ -219,8 +229,6 @@ def _model(
 
 def _infos(values: Mapping[str, Array]) -> Iterator[onnx.ValueInfoProto]:
     for name, value in values.items():
-        if not isinstance(value, np.ndarray):
-            raise ModelError(f"{name!r} is no tensor", hint="models with sequences or maps cannot be profiled")
         kind = (
             onnx.TensorProto.STRING if value.dtype.kind in "OUS" else onnx.helper.np_dtype_to_tensor_dtype(value.dtype)
         )

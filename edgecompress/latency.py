@@ -98,6 +98,11 @@ def _warnings(samples: LatencySamples) -> Iterator[str]:
         yield f"a run takes {median * 1000:.1f} us: the call itself weighs in; measure a larger batch"
     if median > 0:
         yield from _spread_warnings(values, median)
+    yield from machine_warnings(samples)
+
+
+def machine_warnings(samples: LatencySamples) -> Iterator[str]:
+    """Yield those of ``stability_warnings`` that are about the machine and not about one model."""
     before, after = (facts.get("frequency_mhz") for facts in (samples.metadata, samples.metadata.get("after") or {}))
     if isinstance(before, int | float) and isinstance(after, int | float) and after < (1 - _SLOWER) * before:
         yield f"the clock fell from {before:.0f} to {after:.0f} MHz: the device got hot, or saves power"

@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from edgecompress.bundle.model_files import as_onnx
 from edgecompress.bundle.ort import Usability, convert_to_ort, mobile_usability
 from edgecompress.errors import DeviceError, UsageError
-from edgecompress.files import cache_folder, output_errors
+from edgecompress.files import cache_folder, output_errors, refuse_existing, staged_folder
 
 if TYPE_CHECKING:
     from edgecompress.targets import Target
@@ -100,20 +101,21 @@ class ReducedRuntime:
     cached: bool
 
 
-def runtime_needs(source: Path, folder: Path | None = None) -> RuntimeNeeds:
+def runtime_needs(source: Path, folder: Path | None = None, *, force: bool = False) -> RuntimeNeeds:
     """Return what the model at ``source`` (a folder written by ``compress``, .onnx or .ecz) needs of a runtime.
 
     With ``folder``, ``model.ort`` and ``required_operators_and_types.config`` are written there.
-    Raises ``ModelError`` where the runtime's own tools refuse the model.
+    Raises ``ModelError`` where the runtime's own tools refuse the model, ``OutputError`` where it cannot be written.
     """
+    if folder is not None:
+        refuse_existing(folder, force=force)
     with as_onnx(source) as model, tempfile.TemporaryDirectory() as name:
         ort, config = convert_to_ort(model, Path(name))
         text = config.read_text(encoding="utf-8")
         if folder is not None:
-            with output_errors(folder):
-                folder.mkdir(parents=True, exist_ok=True)
+            with staged_folder(folder, force=force) as staging:
                 for path in (ort, config):
-                    shutil.copyfile(path, folder / path.name)
+                    shutil.copyfile(path, staging / path.name)
         usability = mobile_usability(model)
         return RuntimeNeeds(config=text, operators=_operators(text), ort_bytes=ort.stat().st_size, usability=usability)
 
@@ -121,9 +123,15 @@ def runtime_needs(source: Path, folder: Path | None = None) -> RuntimeNeeds:
 def build_command(tree: Path, config: Path, build: Path, target: Target, *, defines: Sequence[str] = ()) -> list[str]:
     """Return the command that builds the runtime of the source ``tree`` with the operators of ``config`` alone.
 
-    ``build`` is the folder for its products, ``defines`` are settings for CMake as ``NAME=VALUE``.
+    ``build`` is the folder for its products, ``defines`` are settings for CMake as ``NAME=VALUE``. Raises
+    ``UsageError`` for a kind of machine that no build is known for.
     """
     command = [sys.executable, str(tree / _SCRIPT), f"--build_dir={build}", *_REDUCED]
+    if (target.system, target.architecture) not in _FLAGS:
+        raise UsageError(
+            f"no build of the runtime is known for {target.system} on {target.architecture}",
+            hint="known: " + ", ".join(" on ".join(key) for key in _FLAGS),
+        )
     command += [f"--include_ops_by_config={config}", *_FLAGS[target.system, target.architecture]]
     command += [f"--cmake_extra_defines={define}" for define in defines]
     if shutil.which("ninja"):
@@ -140,6 +148,7 @@ def build_runtime(
     tree: Path,
     target: Target,
     defines: Sequence[str] = (),
+    force: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> ReducedRuntime:
     """Build ONNX Runtime for one model and put the library, ``model.ort`` and the list of operators in ``destination``.
@@ -155,15 +164,14 @@ def build_runtime(
             f"runtime-build makes libraries for Linux targets, not for {target.name}",
             hint="run the command that `edgecompress runtime-config` prints where its kit is installed",
         )
-    needs = runtime_needs(source, destination)
-    key = "\n".join((version, target.system, target.architecture, *_REDUCED, *sorted(defines), needs.config))
-    folder = cache_folder() / "runtime" / hashlib.sha256(key.encode()).hexdigest()[:24]
-    library = folder / _LIBRARY
-    cached = library.is_file()
-    if not cached:
-        _build(tree.absolute(), folder, needs.config, target, defines=defines, progress=progress)
-    with output_errors(destination):
-        shutil.copyfile(library, destination / _LIBRARY)
+    with staged_folder(destination, force=force) as staging:
+        config = runtime_needs(source, staging).config
+        key = "\n".join((version, target.system, target.architecture, *_REDUCED, *sorted(defines), config))
+        folder = cache_folder() / "runtime" / hashlib.sha256(key.encode()).hexdigest()[:24]
+        cached = (folder / _LIBRARY).is_file()
+        if not cached:
+            _build(tree.absolute(), folder, config, target, defines=defines, progress=progress)
+        shutil.copyfile(folder / _LIBRARY, staging / _LIBRARY)
     return ReducedRuntime(
         library=destination / _LIBRARY, model=destination / "model.ort", version=version, cached=cached
     )
@@ -209,6 +217,7 @@ def _run(command: Sequence[str], log: Path, progress: Callable[[int, int], None]
             stderr=subprocess.STDOUT,
             text=True,
             errors="replace",
+            start_new_session=True,  # so that what it has started ends with it
         ) as process:
             assert process.stdout is not None
             try:
@@ -219,7 +228,7 @@ def _run(command: Sequence[str], log: Path, progress: Callable[[int, int], None]
                         done, total = (found[1], found[2]) if found[1] else (found[3], "100")
                         progress(int(done), int(total))
             except BaseException:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)
                 raise
     if process.returncode == 0:
         return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -116,7 +117,37 @@ _KEYS: dict[str, dict[str, _Kind]] = {
     },
 }
 _OPTIONAL = ("wheel", "native")
-_TYPE_NAMES = {str: "a text", int: "a whole number above 0", list: "a list of texts", dict: "a table"}
+MAX_NUMBER = 1024
+_TYPE_NAMES = {str: "a text", int: f"a whole number from 1 to {MAX_NUMBER}", list: "a list of texts", dict: "a table"}
+
+# What a text is, each one of a list: they become parts of file names, of commands and of programs' sources.
+_FILE_NAME = "[A-Za-z0-9_][A-Za-z0-9._+-]{0,99}"
+_PATTERNS = {
+    "": {
+        "name": _FILE_NAME,
+        "default_device": "(local|ssh|adb|container|qemu|browser)(://([!-,.-~][!-~]{0,999})?)?",
+    },
+    "runtime": {
+        "package": "(@[a-z0-9._-]+/)?[A-Za-z0-9][A-Za-z0-9._+-]*(:[A-Za-z0-9][A-Za-z0-9._-]*)?",
+        "version": "[0-9][A-Za-z0-9.+~-]*",
+        "providers": "[A-Za-z][A-Za-z0-9_]*",
+    },
+    "wheel": {"python": r"[0-9]{1,2}\.[0-9]{1,3}", "platforms": "[A-Za-z0-9_]+"},
+    "native": {
+        "compiler": "[a-z0-9_]+(-[a-z0-9_.]+)+",
+        "loader": _FILE_NAME,
+        "debian_architecture": "[a-z0-9][a-z0-9-]*",
+        "debian_suite": "[a-z0-9][a-z0-9.-]*",
+        "debian_packages": "[a-z0-9][a-z0-9+.-]*",
+    },
+}
+# The architectures of a system, and the forms of the runtime that it has.
+_SYSTEMS = {
+    "linux": (("x86_64", "aarch64", "armv7l"), ("wheel", "native")),
+    "android": (("universal",), ("gradle",)),
+    "ios": (("universal",), ("swift",)),
+    "web": (("wasm32",), ("wasm",)),
+}
 
 
 def list_targets() -> tuple[str, ...]:
@@ -160,7 +191,27 @@ def _read_target(path: Path) -> Target:
     form = target.runtime.form
     if form in _OPTIONAL and form not in tables:
         raise UsageError(f"{path}: the table [{form}] is missing", hint=f"runtime.form = {form!r} needs it")
+    _check_system(target, path)
     return target
+
+
+def is_device(text: str) -> bool:
+    """Tell whether a text can be the address of a device: ``local`` or one of the known schemes with an address."""
+    return re.fullmatch(_PATTERNS[""]["default_device"], text) is not None
+
+
+def _check_system(target: Target, path: Path) -> None:
+    """Raise ``UsageError`` where a system does not have the architecture or a form of the runtime."""
+    architectures, forms = _SYSTEMS[target.system]
+    wrong = [form for form in target.forms if form not in (*forms, "none")]
+    for key, found, allowed in (
+        ("architecture", [target.architecture], architectures),
+        ("runtime form", wrong, forms),
+    ):
+        if found and found[0] not in allowed:
+            raise UsageError(
+                f"{path}: {target.system} has no {key} {found[0]!r}", hint=f"allowed: {', '.join(allowed)}"
+            )
 
 
 def _present(content: Mapping[str, Any], name: str) -> bool:
@@ -177,7 +228,13 @@ def _checked_table(table: object, name: str, path: Path) -> dict[str, Any]:
         if key not in _KEYS[name]:
             tables = [] if name else [table for table in _KEYS if table]
             raise UsageError(f"{path}: unknown key {prefix + key!r}", hint=did_you_mean(key, [*_KEYS[name], *tables]))
-    return {key: _checked(table, key, kind, f"{path}: {prefix}") for key, kind in _KEYS[name].items()}
+    values = {key: _checked(table, key, kind, f"{path}: {prefix}") for key, kind in _KEYS[name].items()}
+    for key, pattern in _PATTERNS[name].items():
+        for text in (values[key],) if isinstance(values[key], str) else values[key]:
+            if not re.fullmatch(pattern, text):
+                hint = f"write it as the shipped targets do; it has to match {pattern}"
+                raise UsageError(f"{path}: {prefix}{key} = {text!r} cannot be", hint=hint)
+    return values
 
 
 def _checked(table: Mapping[str, Any], key: str, kind: _Kind, place: str) -> Any:
@@ -191,7 +248,7 @@ def _checked(table: Mapping[str, Any], key: str, kind: _Kind, place: str) -> Any
         return value
     good = isinstance(value, kind) and not isinstance(value, bool) and bool(value)
     if kind is int:
-        good = good and value > 0
+        good = good and 0 < value <= MAX_NUMBER
     if kind is list:
         good = good and all(isinstance(item, str) and item for item in value)
     if not good:

@@ -119,10 +119,49 @@ def test_what_the_page_found_wrong_is_the_error_of_its_kind(
         assert raised.value.hint == "do not use it"
 
 
-@pytest.mark.parametrize("sent", [[], {}, {"error": {}}, {"results": 1, "device": {}}, {**RESULT, "results": []}])
+BAD_RESULTS: list[object] = [
+    *([], {}, {"error": {}}, {"results": 1, "device": {}}),
+    *(
+        {**RESULT, "results": [ROW, ROW]},
+        {**RESULT, "results": [1]},
+        {**RESULT, "notes": "abc"},
+        {**RESULT, "notes": None},
+    ),
+    {"error": {"message": "", "hint": "", "exit_code": 1e999}},
+]
+
+
+@pytest.mark.parametrize("sent", BAD_RESULTS)
 def test_a_result_of_another_form_is_a_device_error(folder: Path, fake: Callable[[str], str], sent: object) -> None:
-    with pytest.raises(DeviceError):
-        measure(fake(f"send({sent!r}); time.sleep(60)"), folder)
+    sent = repr(sent).replace("inf", "1e999")
+    with pytest.raises(DeviceError, match=r"no result .*that can be read"):
+        measure(fake(f"send({sent}); time.sleep(60)"), folder, pause_above=70.0)
+
+
+@pytest.mark.parametrize("sent", [{**RESULT, "results": [1]}, {**RESULT, "device": []}])
+def test_a_bad_result_from_elsewhere_is_a_device_error_too(folder: Path, sent: object) -> None:
+    def answer(address: str) -> None:
+        urllib.request.urlopen(address + "result", data=json.dumps(sent).encode()).close()
+
+    with pytest.raises(DeviceError, match="no result that can be read"):
+        browser.serve([folder], options=OPTIONS, say=answer)
+
+
+def test_cores_of_a_browser_are_checked_before_it_starts(
+    folder: Path, fake: Callable[[str], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    device, core = fake("sys.exit(1)"), min(os.sched_getaffinity(0))
+    with pytest.raises(UsageError, match="cannot run on the cores 1023") as caught:
+        measure(device, folder, cores=(1023,))
+    assert "lends the cores" in caught.value.hint
+    monkeypatch.setenv("PATH", os.devnull)
+    with pytest.raises(DeviceError, match="taskset, which is not installed"):
+        measure(device, folder, cores=(core,))
+
+
+def test_a_page_opened_elsewhere_cannot_be_pinned(folder: Path) -> None:
+    with pytest.raises(UsageError, match="can neither choose its cores"):
+        browser.serve([folder], options=BenchOptions(cores=(0,)), say=print)
 
 
 def test_a_browser_that_ends_early_is_a_device_error_with_its_last_words(

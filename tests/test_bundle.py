@@ -17,13 +17,13 @@ import pytest
 
 from edgecompress.artifacts import open_artifact
 from edgecompress.bundle import BundleSummary, build_bundle, run_program, verify_bundle
-from edgecompress.bundle.program import SCHEMA_VERSION, manifest_digest
+from edgecompress.bundle.program import MAX_THREADS, SCHEMA_VERSION, manifest_digest
 from edgecompress.devices import BenchOptions, open_runner
 from edgecompress.errors import DeviceError, FormatError, ModelError, OutputError, ToleranceError, UsageError
 from edgecompress.files import sha256_of
 from edgecompress.runtime import load
 from edgecompress.runtime.tensors import read_tensor, write_tensor
-from edgecompress.targets import load_target
+from edgecompress.targets import MAX_NUMBER, load_target
 from edgecompress.validate import random_sample
 
 if TYPE_CHECKING:
@@ -169,6 +169,15 @@ def test_a_bundle_without_a_runtime_is_the_model_its_data_and_papers(source: Pat
         }
         with pytest.raises(UsageError, match="has no program that runs here"):
             run_program(tmp_path / name, [])
+        assert "edgecompress bench OTHER ." in (tmp_path / name / "README.txt").read_text()
+
+
+def test_a_module_for_phones_does_not_run_and_says_what_does(source: Path, tmp_path: Path) -> None:
+    for name in ("android", "ios"):
+        build_bundle(source, tmp_path / name, target=load_target(name), sample=X)
+        with pytest.raises(UsageError, match="has no program that runs here") as caught:
+            run_program(tmp_path / name, [])
+        assert "--target arm64 --runtime native" in caught.value.hint
 
 
 def test_a_runtime_that_the_target_does_not_have_is_refused_with_those_it_has(source: Path, tmp_path: Path) -> None:
@@ -221,7 +230,7 @@ print([m.__file__ for m in sys.modules.values() if getattr(m, "__file__", None)]
 @pytest.mark.parametrize(
     "arguments",
     [
-        *(["--runs", "0"], ["--runs", "x"], ["--threads", "-1"], ["--nothing"]),
+        *(["--runs", "0"], ["--runs", "x"], ["--threads", "-1"], ["--threads", "1025"], ["--nothing"]),
         *(["--cores", "a"], ["--cores", "0,"], ["--pause-above", "hot"], ["--also"]),
     ],
 )
@@ -415,7 +424,31 @@ GOOD = {"sha256": "0" * 64, "size_bytes": 1}
         (lambda m: m.pop("target"), "'target' is not a text"),
         (lambda m: m.update(providers=None), "'providers' is not a list"),
         (lambda m: m.update(tolerance=-1), "'tolerance' is not a positive number"),
-        (lambda m: m.update(threads="1"), "'threads' is not a positive number"),
+        (lambda m: m.update(threads="1"), "'threads' is not a whole number from 1 to 1024"),
+        (lambda m: m.update(threads=1.5), "'threads' is not a whole number"),
+        (lambda m: m.update(threads=1025), "'threads' is not a whole number"),
+        (lambda m: m.update(target="x\x9b31m"), r"'x\x9b31m' holds characters that cannot be printed"),
+        (lambda m: m["tool"].update(more=[{"a\x1b": 1}]), r"'a\x1b' holds characters"),
+        (lambda m: m["files"].update({"a\x9b": GOOD}), "is not a path inside"),
+        (lambda m: m.pop("default_device"), "'default_device' is not a text"),
+        (lambda m: m.update(default_device="ssh://-oProxyCommand=x"), "'default_device' is not a device"),
+        (lambda m: m.update(default_device="ftp://x"), "'default_device' is not a device"),
+        (lambda m: m.update(entry_point="README.txt"), "'wheel' is not started by 'README.txt'"),
+        (lambda m: m.update(entry_point=None), "'wheel' is not started by None"),
+        (lambda m: m.update(runtime_form="native"), "'native' is not started by 'run.py'"),
+        (lambda m: m.update(runtime_form="none"), "'none' is not started by 'run.py'"),
+        (lambda m: m.update(runtime_form="gem"), "'gem' is not started by"),
+        (lambda m: m.update(python=None), "'python' does not go with"),
+        (lambda m: m.pop("python"), "'python' does not go with"),
+        (lambda m: m.pop("entry_point"), "'wheel' is not started by None"),
+        (lambda m: m.update(runtime_form="none", entry_point=None), "'python' does not go with"),
+        (lambda m: m["python"].update(version="3.11; touch evil"), "'python' has no version"),
+        (lambda m: m["python"].update(version="3"), "'python' has no version"),
+        (lambda m: m["python"].update(version=3.11), "'python' has no version"),
+        (lambda m: m["python"].update(abi="$(x)"), "'python' has no abi"),
+        (lambda m: m["python"].pop("machine"), "'python' has no machine"),
+        (lambda m: m["python"].update(system=None), "'python' has no system"),
+        (lambda m: m["sizes"]["model"].update(installed_bytes="1"), "'sizes' is malformed"),
         (lambda m: m.update(model="other.onnx"), "'other.onnx' is not among the files"),
         (lambda m: m.update(entry_point="other.py"), "'other.py' is not among the files"),
         (lambda m: m.update(outputs=["../y"]), "'../y' is not among the files"),
@@ -431,7 +464,7 @@ GOOD = {"sha256": "0" * 64, "size_bytes": 1}
         (lambda m: m["files"].update({"a\0b": GOOD}), "is not a path inside"),
         (lambda m: m["files"].update({"manifest.json": GOOD}), "is not a path inside"),
         (lambda m: m["files"].update({"more.txt": GOOD}), "more.txt is missing"),
-        (lambda m: m["files"].update({"\ud800": GOOD}), "is missing"),
+        (lambda m: m["files"].update({"\ud800": GOOD}), "is not a path inside"),
         (lambda m: m["files"].update({"lib": GOOD}), "lib is not a plain file"),
         (lambda m: m["files"].update({"README.txt/x": GOOD}), "README.txt is not a folder"),
         (lambda m: m["files"]["run.py"].update(sha256="zz"), "'run.py' has no SHA-256"),
@@ -446,6 +479,63 @@ def test_a_hostile_manifest_is_refused(bundle: Path, change: Callable[[dict[str,
     with pytest.raises(FormatError) as caught:
         verify_bundle(bundle)
     assert message in caught.value.message
+
+
+def test_a_program_that_the_manifest_does_not_name_is_never_run(source: Path, bundle: Path, tmp_path: Path) -> None:
+    bare = tmp_path / "bare"
+    build_bundle(source, bare, target=ECZ, sample=X, runtime="none")
+    for name in ("run.py", "run.sh"):
+        (bare / name).write_text("touch evil" if name == "run.sh" else "open('evil', 'w')")
+    with pytest.raises(UsageError, match="has no program that runs here") as caught:
+        run_program(bare, [])
+    assert "bench OTHER" in caught.value.hint
+    replace(bundle / "run.py", b"open('evil', 'w')")
+    (bundle / "run.sh").write_text('echo \'{"started": "run.sh"}\'\n')
+
+    def make_native(manifest: dict[str, Any]) -> None:
+        manifest.update(runtime_form="native", entry_point="run.sh", python=None)
+        manifest["files"].pop("run.py")
+
+    edit(bundle, make_native, sign=False)
+    relist(bundle, "run.sh")
+    verify_bundle(bundle)
+    assert run_program(bundle, []) == {"started": "run.sh"}
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_an_unlisted_file_is_named_without_what_a_terminal_obeys(bundle: Path) -> None:
+    (bundle / "lib" / "a\x1b[31m").write_text("")
+    with pytest.raises(FormatError, match=r"'lib/a\\x1b\[31m' is not in manifest\.json"):
+        verify_bundle(bundle)
+
+
+def test_the_limit_of_threads_is_that_of_targets() -> None:
+    assert MAX_THREADS == MAX_NUMBER
+
+
+def test_the_device_of_the_target_stands_in_the_manifest(source: Path, tmp_path: Path) -> None:
+    target = dataclasses.replace(ECZ, name="mine", default_device="ssh://me@there:2222")
+    found = build_bundle(source, tmp_path / "b", target=target, sample=X, runtime="none").manifest
+    assert found.default_device == "ssh://me@there:2222"
+
+
+def test_a_runtime_file_for_a_bundle_that_carries_none_is_refused(source: Path, tmp_path: Path) -> None:
+    for target, form in (("x86_64", "none"), ("android", "gradle"), ("ios", "swift")):
+        with pytest.raises(UsageError, match=f"the runtime '{form}' carries no runtime") as caught:
+            build_bundle(
+                *(source, tmp_path / "b"), target=load_target(target), sample=X, runtime=form, runtime_file=source
+            )
+        assert "wheel, native, wasm" in caught.value.hint
+    assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("name", ["w:0.bin", "w\\0.bin", "w\x1b.bin"])
+def test_external_data_with_a_name_that_no_bundle_can_hold_is_refused(tmp_path: Path, name: str) -> None:
+    model = save_model(tmp_path / "big.onnx", external=name)
+    with pytest.raises(ModelError, match="has a name that not every system can have") as caught:
+        build_bundle(model, tmp_path / "bundle", target=ONNX, sample=X, runtime="none")
+    assert "rename the data file" in caught.value.hint
+    assert caught.value.message.isprintable()
 
 
 def test_any_change_of_the_manifest_itself_is_noticed(bundle: Path) -> None:

@@ -15,7 +15,7 @@ import onnx.parser
 import pytest
 
 from edgecompress.bundle import build_archive, build_bundle, verify_archive
-from edgecompress.bundle.archive import archive_suffix, write_archive
+from edgecompress.bundle.archive import archive_path, archive_suffix, write_archive
 from edgecompress.errors import FormatError, ModelError, OutputError, UsageError
 from edgecompress.targets import list_targets, load_target
 
@@ -126,6 +126,18 @@ def test_linux_gets_tar_and_the_others_zip() -> None:
     assert {name for name, suffix in found.items() if suffix == ".tar.gz"} == {"arm64", "armhf", "x86_64"}
 
 
+def test_the_name_of_an_archive_ends_as_its_target_needs_it() -> None:
+    linux, web = load_target("arm64"), load_target("web")
+    assert archive_path(Path("a/b"), linux) == archive_path(Path("a/b.tar.gz"), linux) == Path("a/b.tar.gz")
+    assert archive_path(Path("b.v2"), web) == Path("b.v2.zip")
+    for out, target in (("b.zip", linux), ("b.tar.gz", web)):
+        with pytest.raises(UsageError, match=f"an archive for {target.name} ends in"):
+            archive_path(Path(out), target)
+    for out in (".", "..", "/", "a/.."):
+        with pytest.raises(UsageError, match="no name of an archive"):
+            archive_path(Path(out), linux)
+
+
 Files = list[tuple[str, bytes]]
 
 
@@ -199,6 +211,38 @@ def test_a_tar_entry_that_is_no_file_is_refused(folder: Path, tmp_path: Path, ki
         verify_archive(path)
 
 
+def test_a_tar_entry_of_a_negative_size_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    # A read of -1 bytes would take all there is.
+    header = bytearray(tarfile.TarInfo("b/manifest.json").tobuf(tarfile.USTAR_FORMAT))
+    header[124:136] = b"\xff" * 12  # -1 in base 256
+    header[148:156] = b"%06o\0 " % (sum(header[:148] + header[156:]) + 8 * 32)
+    assert tarfile.TarInfo.frombuf(bytes(header), "utf-8", "strict").size == -1
+    path = tmp_path / "b.tar.gz"
+    path.write_bytes(gzip.compress(bytes(header) + b"{}" * 5000))
+    with pytest.raises(FormatError, match="is not a plain file"):
+        verify_archive(path)
+
+
+def test_a_stream_of_gzip_is_read_to_its_checksum(folder: Path, tmp_path: Path) -> None:
+    path = tmp_path / "b.tar.gz"
+    write_archive(folder, "b", path, ".tar.gz")
+    whole = path.read_bytes()
+    verify_archive(path)
+    for cut in range(1, 9):
+        path.write_bytes(whole[:-cut])
+        with pytest.raises(FormatError):
+            verify_archive(path)
+    for at in range(-8, 0):  # the checksum and the size
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[len(whole) + at + 1 :])
+        with pytest.raises(FormatError):
+            verify_archive(path)
+    inner = gzip.decompress(whole)
+    for rest in (b"x", bytes(2 << 20)):  # what is hidden behind the end, and what fills memory
+        path.write_bytes(gzip.compress(inner + rest))
+        with pytest.raises(FormatError, match="something follows its last file"):
+            verify_archive(path)
+
+
 def test_headers_of_unbounded_size_are_never_read(folder: Path, tmp_path: Path) -> None:
     long = tarfile.TarInfo("b/" + 300 * "x")
     for form in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
@@ -262,6 +306,10 @@ def test_the_command_line_writes_and_verifies_archives(model: Path, tmp_path: Pa
     assert "archive: " in cli(*arguments, "--force").err
     assert cli("bundle", model, "-o", tmp_path / "w.zip", "--target", "web", "--runtime", "none", "--archive").code == 0
     assert cli("bundle", "--verify", tmp_path / "w.zip").err.startswith("ok: 6 files, target web, runtime none")
+    for out in (".", "z.zip"):
+        done = cli("bundle", model, "-o", out, "--runtime", "none", "--archive")
+        assert (done.code, done.err.startswith("error: ")) == (2, True)
+    assert "bench OTHER_BUNDLE" in cli("bundle", model, "-o", tmp_path / "n", "--runtime", "none").err
     path.write_bytes(path.read_bytes()[:-50])
     done = cli("bundle", "--verify", path)
     assert (done.code, done.out) == (4, "")

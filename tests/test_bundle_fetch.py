@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,18 @@ def test_a_cache_that_cannot_be_written_is_an_output_error(tmp_path: Path) -> No
     (tmp_path / "cache").write_text("a file")
     with pytest.raises(OutputError, match="cache"):
         cached("key", Fetcher())
+
+
+def test_a_full_disk_is_an_output_error_and_no_matter_of_the_network(
+    full_disk: Callable[[int], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for said in ("ERROR: [Errno 28] No space left on device", "npm error code ENOSPC"):
+        with pytest.raises(OutputError, match="no space left on the disk") as caught:
+            fetch._run([sys.executable, "-c", f"import sys; sys.exit({said!r})"], "it")
+        assert "network" not in caught.value.hint
+    monkeypatch.setenv("XDG_CACHE_HOME", str(full_disk(16)))
+    with pytest.raises(OutputError, match="no space left on the disk"):
+        cached("key", lambda folder: (folder / "a").write_bytes(bytes(100_000)) and None)
 
 
 def test_the_cache_lies_where_the_user_wants_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

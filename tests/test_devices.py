@@ -132,6 +132,13 @@ def test_a_bundle_here_is_measured_by_its_own_program(tmp_path: Path) -> None:
     assert samples.metadata["outputs_match"] is True
 
 
+def test_a_bundle_for_another_machine_is_not_started_here(tmp_path: Path) -> None:
+    bundle = script_bundle(tmp_path / "b", f"touch {tmp_path}/seen", architecture="sparc")
+    with pytest.raises(DeviceError, match="the bundle is for sparc, this machine is "):
+        open_runner("local").measure_bundles([bundle], options=BenchOptions())
+    assert not (tmp_path / "seen").exists()
+
+
 # Addresses
 
 
@@ -143,6 +150,9 @@ def test_a_bundle_here_is_measured_by_its_own_program(tmp_path: Path) -> None:
         ("Board.Local", SshAddress("Board.Local", None, None, "/tmp")),  # names in ssh's configuration have capitals
         ("pi@10.0.0.7/mnt/usb stick/", SshAddress("10.0.0.7", "pi", None, "/mnt/usb stick")),
         ("[fe80::1]:22", SshAddress("fe80::1", None, 22, "/tmp")),
+        ("[::1]:22", SshAddress("::1", None, 22, "/tmp")),
+        ("PI@pi", SshAddress("pi", "PI", None, "/tmp")),  # the user's name is not the host's
+        ("pi@Pi/PI@pi", SshAddress("Pi", "pi", None, "/PI@pi")),
     ],
 )
 def test_an_ssh_address_is_read_as_it_is_written(text: str, expected: SshAddress) -> None:
@@ -151,7 +161,18 @@ def test_an_ssh_address_is_read_as_it_is_written(text: str, expected: SshAddress
 
 @pytest.mark.parametrize(
     "text",
-    ["", "-oProxyCommand=x", "pi@-oProxyCommand=x", "-x@board", "board:port", "board:99999999", "board?x", "a b"],
+    [
+        "",
+        ":22",
+        "::1",
+        "-oProxyCommand=x",
+        "pi@-oProxyCommand=x",
+        "-x@board",
+        "board:port",
+        "board:99999999",
+        "board?x",
+        "a b",
+    ],
 )
 def test_what_is_no_ssh_address_or_would_be_an_option_is_refused(text: str) -> None:
     with pytest.raises(UsageError):
@@ -213,6 +234,13 @@ def test_what_adb_says_of_a_device_is_told(tmp_path: Path, program, script: str,
     with pytest.raises(DeviceError, match=re.escape(words)) as caught:
         open_runner("adb://SERIAL").measure_bundles([script_bundle(tmp_path / "b", "")], options=BenchOptions())
     assert caught.value.hint
+
+
+def test_of_what_adb_says_only_the_last_line_is_told(tmp_path: Path, program) -> None:
+    program("adb", "printf '* daemon not running\\n* daemon started\\nerror: no device\\n' >&2; exit 1")
+    with pytest.raises(DeviceError) as caught:
+        open_runner("adb://nothere").measure_bundles([script_bundle(tmp_path / "b", "")], options=BenchOptions())
+    assert caught.value.message == "adb://nothere cannot be reached: error: no device"
 
 
 _ENGINE = """

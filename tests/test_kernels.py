@@ -94,6 +94,21 @@ def test_a_node_with_a_graph_in_it_is_named_and_left_out(tmp_path: Path) -> None
     assert find_kernels(save(tmp_path / "m.onnx", body), feeds, for_this_machine=True) == ([], ("If",))
 
 
+def test_what_passes_on_sequences_is_named_and_left_out(tmp_path: Path) -> None:
+    body = "g (float[1, 16] x) => (float[1, 16] y) { s = SequenceConstruct(x, x)  y = ConcatFromSequence<axis = 0>(s) }"
+    body = body.replace("(float[1, 16] y)", "(float[2, 16] y)")
+    kernels, left_out = find_kernels(save(tmp_path / "m.onnx", body), X, for_this_machine=True)
+    assert (kernels, left_out) == ([], ("ConcatFromSequence", "SequenceConstruct"))
+
+
+def test_external_data_is_read_from_beside_the_model(tmp_path: Path) -> None:
+    plain = found(chain(tmp_path / "m.onnx"))
+    model = onnx.load(tmp_path / "m.onnx")
+    (tmp_path / "other").mkdir()
+    onnx.save(model, tmp_path / "other" / "m.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    assert set(found(tmp_path / "other" / "m.onnx")) == set(plain)
+
+
 def test_an_empty_probe_takes_its_inputs() -> None:
     probe = empty_probe(3)
     session = onnxruntime.InferenceSession(probe.proto.SerializeToString(), providers=["CPUExecutionProvider"])

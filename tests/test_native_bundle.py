@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 from tiny import DIGITS_MODEL
 
-from edgecompress.bundle import build_bundle, verify_bundle
+from edgecompress.bundle import build_bundle, debian, native, verify_bundle
 from edgecompress.bundle.compiler import bench_program, find_compiler
 from edgecompress.bundle.debian import Package, Source, download, find_source, read_sources, unpack
 from edgecompress.bundle.elf import read_elf
 from edgecompress.bundle.launch import run_program
+from edgecompress.bundle.manifest import Job
 from edgecompress.bundle.ort import opens_ort_alone
 from edgecompress.errors import UsageError
 from edgecompress.files import cache_folder
@@ -129,6 +130,17 @@ def test_without_apt_the_missing_packages_are_named(tmp_path: Path, monkeypatch:
     assert not list(tmp_path.rglob("*.deb"))
 
 
+def test_no_name_of_a_package_is_an_option_of_apt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(shutil, "which", lambda name: name)
+    monkeypatch.setattr(debian, "find_source", lambda _: Source("mirror", None))
+    monkeypatch.setattr(debian, "_configure", lambda *_: {})
+    asked: list[tuple[str, ...]] = []
+    monkeypatch.setattr(debian, "_apt", lambda arguments, *_: asked.append(arguments))
+    download(("-odd", "libc6"), architecture="arm64", suite="bookworm")
+    assert asked[-1][-3:] == ("--", "-odd", "libc6")
+
+
 # --- compiling ---
 
 
@@ -214,6 +226,30 @@ def test_a_bundle_is_complete_and_runs_in_an_empty_environment(native_bundle: Pa
     assert needed <= placed, "nothing is taken from the system"
     for text in ("edgecompress-*/LICENSE", "onnxruntime-*/LICENSE", "onnxruntime-*/ThirdPartyNotices.txt"):
         assert list((native_bundle / "licenses").glob(text)), text
+
+
+def test_the_script_enters_its_own_folder_and_starts_the_loader_whatever_its_name(tmp_path: Path) -> None:
+    job = Job(
+        folder=tmp_path,
+        target=load_target("x86_64"),
+        source=tmp_path,
+        model="model.ecz",
+        inputs=(),
+        outputs=("o.pb",),
+        tolerance=1e-3,
+        imported=frozenset(),
+    )
+    for place in ("right/b", "wrong/b"):
+        (tmp_path / place / "lib").mkdir(parents=True)
+        (tmp_path / place / "SHA256SUMS").touch()
+        loader = tmp_path / place / "lib" / "ld;x y"
+        loader.write_text("#!/bin/sh\npwd\n")
+        loader.chmod(0o755)
+    (tmp_path / "right/b/run.sh").write_text(native._script(job, "ld;x y"))
+    environment = {"PATH": os.environ["PATH"], "CDPATH": str(tmp_path / "wrong")}
+    command = ["/bin/sh", "b/run.sh"]
+    done = subprocess.run(command, cwd=tmp_path / "right", env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"{tmp_path / 'right/b'}\n", "")
 
 
 def tools(folder: Path, *names: str) -> str:

@@ -17,10 +17,11 @@ from pathlib import Path
 import pytest
 from device_samples import MODEL, RESULT, printing, script_bundle, sign
 
+from edgecompress.bundle import verify_bundle
 from edgecompress.bundle.outcome import Finished
 from edgecompress.devices import BenchOptions
 from edgecompress.devices.program import also, arguments, read_result
-from edgecompress.devices.remote import RemoteRunner, runs_on
+from edgecompress.devices.remote import RemoteRunner, _interpreter, runs_on
 from edgecompress.devices.shell import ShellTransport
 from edgecompress.errors import (
     DeviceError,
@@ -124,8 +125,6 @@ def test_more_bundles_are_pushed_too_and_handed_to_the_first_ones_program(tmp_pa
 
 
 def test_a_program_of_wheels_gets_other_bundles_by_their_folders(tmp_path) -> None:
-    from edgecompress.bundle import verify_bundle
-
     manifest = verify_bundle(script_bundle(tmp_path / "b", ""))
     wheel = replace(manifest, runtime_form="wheel")
     assert also(wheel, [(manifest, "../1"), (manifest, "../2")]) == ["--also", "../1", "--also", "../2"]
@@ -192,6 +191,16 @@ def test_where_cleaning_up_fails_too_the_error_says_what_is_left(tmp_path, place
         json.dumps({**RESULT, "results": []}),
         json.dumps({**RESULT, "results": [{**MODEL, "outputs_match": False}]}),
         json.dumps({**RESULT, "results": [{**MODEL, "values_ms": [1.0, float("nan")]}]}),
+        json.dumps({**RESULT, "results": [{**MODEL, "values_ms": [10**400]}]}),
+        json.dumps({**RESULT, "results": [{**MODEL, "values_ms": [1e308, 1e308]}]}),  # their sum is infinite
+        json.dumps({**RESULT, "results": [{**MODEL, "peak_rss_bytes": 10**400}]}),
+        json.dumps({**RESULT, "results": [{**MODEL, "instructions": 10**400}]}),
+        json.dumps({**RESULT, "results": [1]}),
+        json.dumps({**RESULT, "notes": 1}),
+        json.dumps({**RESULT, "notes": "abc"}),
+        json.dumps({**RESULT, "notes": {"a": 1}}),
+        json.dumps({**RESULT, "after": {"frequency_mhz": "fast"}}),
+        json.dumps({**RESULT, "device": {"temperature_c": 10**400}}),
         json.dumps({**RESULT, "results": [{**MODEL, "first_ms": -1}]}),
         json.dumps({**RESULT, "results": [{**MODEL, "peak_rss_bytes": "9"}]}),
         json.dumps({**RESULT, "device": {"cpu_model": ["a"]}}),
@@ -278,11 +287,16 @@ def test_a_tampered_bundle_is_refused_before_the_device_is_touched(tmp_path, har
             RemoteRunner(untouched).measure_bundles(folders, options=OPTIONS)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("form", ["none", "wasm", "gradle"])
-def test_a_bundle_without_a_program_for_a_shell_is_refused(tmp_path, form) -> None:
+@pytest.mark.parametrize(
+    ("form", "entry_point"), [("none", None), ("wasm", "index.html"), ("gradle", "build.gradle.kts")]
+)
+def test_a_bundle_without_a_program_for_a_shell_is_refused(tmp_path, form, entry_point) -> None:
     bundle = script_bundle(tmp_path / "b", "true")
     manifest = json.loads((bundle / "manifest.json").read_text())
-    sign(bundle, {**manifest, "runtime_form": form})
+    if entry_point:
+        (bundle / "run.sh").rename(bundle / entry_point)
+        manifest["files"][entry_point] = manifest["files"].pop("run.sh")
+    sign(bundle, {**manifest, "runtime_form": form, "entry_point": entry_point})
     with pytest.raises(UsageError, match=f"no program for a shell .its runtime is '{form}'."):
         measure(shell(tmp_path), [bundle])
 
@@ -300,6 +314,15 @@ def test_a_bundle_for_another_machine_is_never_copied(tmp_path, place) -> None:
     assert "the bundle is for sparc" in error.message
     assert runs_on("armv7l", "aarch64")  # 32-bit programs run on most 64-bit ARM kernels
     assert not runs_on("aarch64", "armv7l")
+
+
+def test_nothing_but_a_version_of_python_gets_into_a_line_of_shell(tmp_path, place) -> None:
+    manifest = verify_bundle(script_bundle(tmp_path / "b", "true"))
+    for version in (f"3.11;touch {tmp_path}/seen;", "3.11\n", "3", None, "-3.11"):
+        with pytest.raises(FormatError, match="as its Python"):
+            _interpreter(shell(place), replace(manifest, python={"version": version}), str(place))
+    assert not (tmp_path / "seen").exists()
+    assert _interpreter(shell(place), replace(manifest, python={"version": "3.11"}), str(place))[1:3] == ("-I", "-S")
 
 
 def test_a_device_that_does_not_answer_is_given_up(place) -> None:

@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
 import shlex
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -111,6 +115,50 @@ def test_a_failed_build_says_where_its_log_is_and_leaves_no_library(tmp_path: Pa
     assert "[1/2] Building" in log.read_text()
     assert "--arm64" in shlex.split(log.read_text().splitlines()[0])
     assert not (tmp_path / "out" / "libonnxruntime.so").exists()
+
+
+def test_what_the_build_has_started_ends_with_it(tmp_path: Path, tree: Callable[..., Path]) -> None:
+    source = tree()
+    script = source / "tools" / "ci_build" / "build.py"
+    started = tmp_path / "started"
+    script.write_text(
+        "import pathlib, subprocess, sys, time\n"
+        'child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])\n'
+        f"pathlib.Path({str(started)!r}).write_text(str(child.pid))\n"
+        'print("[1/2] Building", flush=True)\n'
+        "time.sleep(600)\n"
+    )
+
+    def stop(*_: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        build_runtime(mlp(tmp_path / "m.onnx"), tmp_path / "out", tree=source, target=ARM64, progress=stop)
+    status = Path("/proc") / started.read_text() / "stat"
+    for _ in range(100):
+        if not status.exists() or status.read_text().split()[2] == "Z":
+            break
+        time.sleep(0.05)
+    else:
+        pytest.fail("the build's own process still runs")
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_runtimes_tools_report_to_nobody(cli: Cli, digits_out: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "edgecompress", "runtime-config", digits_out, "-o", tmp_path / "out"]
+    rest = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    done = subprocess.run(command, env={**rest, "XDG_CACHE_HOME": str(tmp_path / "cache")}, check=False)
+    assert done.returncode == 0
+    assert not (tmp_path / "cache" / "Microsoft").exists()
+
+
+def test_an_output_that_is_there_is_not_replaced_unasked(
+    refused: Callable[..., Outcome], tree: Callable[..., Path], tmp_path: Path, digits_out: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "mine").write_text("kept")
+    refused(9, "not empty", "runtime-config", digits_out, "-o", "out")
+    refused(9, "not empty", "runtime-build", digits_out, "--source", tree(), "--target", "arm64", "-o", "out")
 
 
 def test_a_folder_that_is_no_source_tree_is_refused(tmp_path: Path, tree: Callable[..., Path]) -> None:

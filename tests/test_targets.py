@@ -96,6 +96,29 @@ def test_a_file_of_ones_own_is_read(tmp_path: Path) -> None:
         ("[runtime]", "[runtimes]", "unknown key 'runtimes'"),
         ("[wheel]\npython", "[wheel]\npythons", "unknown key 'wheel.pythons'"),
         ('python = "3.11"\n', "", "wheel.python is missing"),
+        ("threads = 1", "threads = 1025", "threads = 1025 is not a whole number from 1 to 1024"),
+        ('name = "x86_64"', 'name = "../x"', "name = '../x' cannot be"),
+        ('name = "x86_64"', 'name = "a\\u001bb"', r"name = 'a\x1bb' cannot be"),
+        ('name = "x86_64"', 'name = "-x"', "name = '-x' cannot be"),
+        ('"local"', '"ftp://x"', "default_device = 'ftp://x' cannot be"),
+        ('"local"', '"ssh://-oProxyCommand=x"', "default_device = 'ssh://-oProxyCommand=x' cannot be"),
+        ('"local"', '"ssh://a b"', "default_device = 'ssh://a b' cannot be"),
+        ('"onnxruntime"', '"--index-url=x"', "runtime.package = '--index-url=x' cannot be"),
+        ('"onnxruntime"', '"x; y"', "runtime.package = 'x; y' cannot be"),
+        ('"1.31.1"', '"1.31.1 x"', "runtime.version = '1.31.1 x' cannot be"),
+        ('"CPUExecutionProvider"', '"CPU\\n"', r"runtime.providers = 'CPU\n' cannot be"),
+        ('python = "3.11"', 'python = "3.11;x"', "wheel.python = '3.11;x' cannot be"),
+        ('"manylinux_2_27_x86_64"', '"many linux"', "wheel.platforms = 'many linux' cannot be"),
+        ('"x86_64-linux-gnu.2.28"', '"-o x"', "native.compiler = '-o x' cannot be"),
+        ('"ld-linux-x86-64.so.2"', '"../sh"', "native.loader = '../sh' cannot be"),
+        ('"ld-linux-x86-64.so.2"', '"ld; x"', "native.loader = 'ld; x' cannot be"),
+        ('"amd64"', '"amd64]"', "native.debian_architecture = 'amd64]' cannot be"),
+        ('"bookworm"', '"book worm"', "native.debian_suite = 'book worm' cannot be"),
+        ('"libc6"', '"-oDPkg::Pre-Invoke::=x"', "native.debian_packages = '-oDPkg::Pre-Invoke::=x' cannot be"),
+        ('"libc6"', '"libc6=1"', "native.debian_packages = 'libc6=1' cannot be"),
+        ('architecture = "x86_64"', 'architecture = "wasm32"', "linux has no architecture 'wasm32'"),
+        ('form = "wheel"', 'form = "gradle"', "linux has no runtime form 'gradle'"),
+        ('"linux"', '"web"', "web has no architecture 'x86_64'"),
         ('package = "onnxruntime"', "package = {a = 1}", "runtime.package = {'a': 1} is not a text"),
     ],
 )
@@ -105,6 +128,12 @@ def test_a_wrong_file_is_refused_with_its_reason(tmp_path: Path, old: str, new: 
         load_target(write(tmp_path, GOOD.replace(old, new)))
     assert message in caught.value.message
     assert caught.value.hint
+
+
+def test_a_table_that_the_system_has_no_use_for_is_refused(tmp_path: Path) -> None:
+    web = GOOD.replace('"linux"', '"web"').replace('architecture = "x86_64"', 'architecture = "wasm32"')
+    with pytest.raises(UsageError, match="web has no runtime form 'wheel'"):
+        load_target(write(tmp_path, web.replace('form = "wheel"', 'form = "wasm"')))
 
 
 def test_a_missing_or_unreadable_file_is_a_usage_error(tmp_path: Path) -> None:
@@ -127,7 +156,9 @@ def test_the_table_of_the_default_form_is_needed_and_no_other(tmp_path: Path) ->
     without = GOOD[: GOOD.index("[wheel]")]
     with pytest.raises(UsageError, match=r"the table \[wheel\] is missing"):
         load_target(write(tmp_path, without))
-    target = load_target(write(tmp_path, without.replace('form = "wheel"', 'form = "wasm"')))
+    web = without.replace('form = "wheel"', 'form = "wasm"')
+    web = web.replace('"linux"', '"web"').replace('architecture = "x86_64"', 'architecture = "wasm32"')
+    target = load_target(write(tmp_path, web))
     assert (target.wheel, target.native, target.forms) == (None, None, ("wasm", "none"))
     for text in ("native = 3\n" + GOOD[: GOOD.index("[native]")], "wheel = []\n" + without):
         with pytest.raises(UsageError, match="is not a table"):

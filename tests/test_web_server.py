@@ -99,6 +99,14 @@ def test_a_result_of_unknown_or_absurd_size_is_refused_unread(server: PageServer
     assert server.wait(0) is None
 
 
+def test_nothing_is_read_for_those_who_do_not_know_the_token(server: PageServer) -> None:
+    port = urlsplit(server.address("h")).port or 0
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as line:
+        # The body never comes: a server that waited for it would not answer.
+        line.sendall(b"POST /0000000000/result HTTP/1.1\r\nHost: h\r\nContent-Length: 1000\r\n\r\n")
+        assert line.recv(100).startswith(b"HTTP/1.1 404")
+
+
 def test_every_server_has_another_token(server: PageServer) -> None:
     with PageServer([{}], [], host="127.0.0.1") as other:
         assert urlsplit(server.address("h")).path != urlsplit(other.address("h")).path

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgecompress.bundle.archive import archive_suffix, verify_archive
+from edgecompress.bundle.archive import archive_path, archive_suffix, verify_archive
 from edgecompress.bundle.build import BundleSummary, build_archive, build_bundle
 from edgecompress.bundle.launch import run_program
 from edgecompress.bundle.manifest import Component, Job, Manifest, Placed, SizeRow, verify_bundle
@@ -14,6 +14,7 @@ __all__ = [
     "Manifest",
     "Placed",
     "SizeRow",
+    "archive_path",
     "archive_suffix",
     "build_archive",
     "build_bundle",

@@ -33,6 +33,16 @@ def archive_suffix(target: Target) -> str:
     return ".tar.gz" if target.system == "linux" else ".zip"
 
 
+def archive_path(out: Path, target: Target) -> Path:
+    """Return ``out`` with the ending of the target's archives; raises ``UsageError`` for another one, or no name."""
+    suffix = archive_suffix(target)
+    if out.name in ("", ".."):
+        raise UsageError(f"{out} is no name of an archive", hint=f"name a file, such as bundle{suffix}")
+    if out.name.endswith(SUFFIXES) and not out.name.endswith(suffix):
+        raise UsageError(f"{out}: an archive for {target.name} ends in {suffix}", hint="let -o end so, or in nothing")
+    return out if out.name.endswith(suffix) else out.with_name(out.name + suffix)
+
+
 def write_archive(folder: Path, name: str, destination: Path, suffix: str) -> None:
     """Write all files of a verified bundle, below a folder ``name``, to ``destination``; ``suffix`` says how.
 
@@ -148,10 +158,14 @@ def _tar_entries(stream: IO[bytes]) -> Iterator[_Entry]:
     with gzip.GzipFile(fileobj=stream) as unpacked:
         while (block := unpacked.read(tarfile.BLOCKSIZE)) != bytes(tarfile.BLOCKSIZE):
             entry = tarfile.TarInfo.frombuf(block, "utf-8", "strict")
-            if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE):
+            if entry.type not in (tarfile.REGTYPE, tarfile.AREGTYPE) or entry.size < 0:
                 raise _not_plain(entry.name)
             yield _Entry(entry.name, entry.size, cast("IO[bytes]", unpacked))
             unpacked.read(-entry.size % tarfile.BLOCKSIZE)
+        # To the end, where the checksum of all that was packed stands. A tar file is filled up with zeros.
+        rest = unpacked.read(_BLOCK)
+        if rest.strip(b"\0") or unpacked.read(1):
+            raise BundleError("something follows its last file", hint=_UNPACK)
 
 
 def _not_plain(name: str) -> BundleError:

@@ -41,6 +41,17 @@ Array = npt.NDArray[Any]
 # Of the largest magnitude of an output. Other vector widths add the terms of a float32 sum in another order: at most
 # n * 6e-8 for n terms, 6e-4 for ten thousand, and in practice a hundredth of it. A wrong weight shows above 1e-2.
 _TOLERANCE = 1e-3
+_README = """A model for {target} without a runtime: {model}, one set of inputs and the outputs to expect.
+
+With the runtime of another bundle for that machine, in turns with its model:
+
+  edgecompress bench OTHER .
+
+With Python packages that are installed:
+
+  from edgecompress.runtime import load
+  session = load(".")         # an onnxruntime.InferenceSession
+"""
 
 
 class _Form(NamedTuple):
@@ -57,6 +68,7 @@ _FORMS = {
     "gradle": _Form("edgecompress.bundle.android", "src/main/assets"),
     "swift": _Form("edgecompress.bundle.ios", "Sources/EdgeModel/Model"),
 }
+_CARRIED = ("wheel", "native", "wasm")  # the others name a published runtime, or none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +103,7 @@ def build_bundle(
     ``FormatError`` for the model, ``DeviceError`` or ``ToleranceError`` when the finished bundle does not run,
     ``OutputError`` when it cannot be written.
     """
-    job = _Request(source, target, sample, _form(target, runtime), runtime_file)
+    job = _Request(source, target, sample, _form(target, runtime, runtime_file), runtime_file)
     with staged_folder(destination, force=force) as folder:
         summary = _fill(folder, job, destination)
         _refuse_leftovers(destination, folder)
@@ -112,7 +124,7 @@ def build_archive(
 
     ``destination`` ends in .tar.gz or .zip.
     """
-    job = _Request(source, target, sample, _form(target, runtime), runtime_file)
+    job = _Request(source, target, sample, _form(target, runtime, runtime_file), runtime_file)
     suffix = next((suffix for suffix in SUFFIXES if destination.name.endswith(suffix)), "")
     name = destination.name.removesuffix(suffix)
     if not suffix or not name:
@@ -159,11 +171,14 @@ def _fill(folder: Path, asked: _Request, label: Path) -> BundleSummary:
     return BundleSummary(path=label, manifest=manifest, components=components, was_run=was_run)
 
 
-def _form(target: Target, wanted: str | None) -> str:
-    """Return the form of the runtime; raises ``UsageError`` for one that the target does not have."""
+def _form(target: Target, wanted: str | None, runtime_file: Path | None) -> str:
+    """Return the form of the runtime; raises ``UsageError`` for one that the target, or that file, does not have."""
     form = wanted or target.forms[0]
     if form not in target.forms:
         raise UsageError(f"there is no runtime {form!r} for {target.name}", hint=f"allowed: {', '.join(target.forms)}")
+    if runtime_file is not None and form not in _CARRIED:
+        hint = f"leave --runtime-file out, or choose a runtime that is carried: {', '.join(_CARRIED)}"
+        raise UsageError(f"a bundle with the runtime {form!r} carries no runtime: {runtime_file} has no use", hint=hint)
     return form
 
 
@@ -211,7 +226,7 @@ def _join(prefix: str, path: str) -> str:
 def _place_runtime(job: Job, form: str) -> Placed | None:
     if form == "none":
         (job.folder / README).write_text(
-            f"A model for {job.target.name} without a runtime: {job.model}, its inputs and expected outputs.\n",
+            _README.format(target=job.target.name, model=job.model),
             encoding="utf-8",
         )
         return None

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from edgecompress.bundle.fetch import cached
+from edgecompress.bundle.fetch import cached, refuse_full_disk
 from edgecompress.errors import UsageError
 from edgecompress.files import cache_folder, shared_folder
 
@@ -98,7 +98,8 @@ def run_compiler(compiler: Compiler, arguments: Sequence[str], folder: Path) -> 
             check=False,
         )
     if done.returncode:
-        said = done.stderr.decode(errors="replace").splitlines()
+        refuse_full_disk(text := done.stderr.decode(errors="replace"))
+        said = text.splitlines()
         first = next((line for line in said if "error" in line.lower()), said[-1] if said else "it said nothing")
         raise UsageError(
             f"{' '.join(compiler.command)} failed: {first[:300]}",

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from edgecompress.bundle.fetch import cached, missing
+from edgecompress.bundle.fetch import cached, missing, refuse_full_disk
 from edgecompress.bundle.manifest import Component
 from edgecompress.errors import UsageError
 from edgecompress.files import sha256_of
@@ -66,7 +66,7 @@ def download(names: Sequence[str], *, architecture: str, suite: str) -> tuple[Pa
             state = Path(name)
             environment = _configure(state, source, architecture, suite)
             _apt(("update", "--error-on=any"), environment, what)
-            _apt(("install", "--download-only", "--yes", "--no-install-recommends", *names), environment, what)
+            _apt(("install", "--download-only", "--yes", "--no-install-recommends", "--", *names), environment, what)
             for path in sorted((state / "archives").glob("*.deb")):
                 shutil.copyfile(path, folder / path.name)
 
@@ -185,7 +185,8 @@ def _apt(arguments: Sequence[str], environment: Mapping[str, str], what: str) ->
     command = ["apt-get", "-q", *arguments]
     done = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     if done.returncode:
-        said = done.stderr.decode(errors="replace").splitlines()
+        refuse_full_disk(text := done.stderr.decode(errors="replace"))
+        said = text.splitlines()
         reason = next((line for line in said if line.startswith("E: ")), said[-1] if said else "apt-get failed")
         keys = any("NO_PUBKEY" in line for line in said)
         reason = "its keys are unknown: install debian-archive-keyring" if keys else reason.removeprefix("E: ")

@@ -11,10 +11,9 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
 
-from edgecompress.errors import UsageError
+from edgecompress.errors import OutputError, UsageError
 from edgecompress.files import cache_folder, output_errors, sha256_of
 
 _HINT = "connect to the network, or give it with --runtime-file PATH"
@@ -24,11 +23,19 @@ _UNREACHABLE = re.compile(
     r"|ECONNREFUSED|ENETUNREACH|Network is unreachable|Connection refused|ProxyError|timed out",
     re.IGNORECASE,
 )
+_FULL = re.compile(r"No space left on device|enough free space|NoSpaceLeft|ENOSPC|quota exceeded", re.IGNORECASE)
 
 
 def missing(file: str, why: str) -> UsageError:
     """Return the error for something that could not be fetched."""
     return UsageError(f"{file} is missing: {why}", hint=_HINT)
+
+
+def refuse_full_disk(said: str) -> None:
+    """Raise ``OutputError`` where a program that fills the cache says that the disk is full."""
+    if _FULL.search(said):
+        hint = "free some space, or let XDG_CACHE_HOME and TMPDIR name folders with more"
+        raise OutputError(f"cannot write below {cache_folder()}: no space left on the disk", hint=hint)
 
 
 def cached(key: str, fetch: Callable[[Path], None]) -> tuple[Path, ...]:
@@ -48,8 +55,11 @@ def cached(key: str, fetch: Callable[[Path], None]) -> tuple[Path, ...]:
             lines = [f"{sha256_of(path)}  {path.name}\n" for path in sorted(staging.iterdir())]
             (staging / _SUMS).write_text("".join(lines), encoding="utf-8")
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # another process was faster: its files are used
+            try:
                 staging.rename(folder)
+            except OSError:
+                if _intact(folder) is None:  # else another process was faster: its files are used
+                    raise
         finally:
             shutil.rmtree(staging, ignore_errors=True)
     files = _intact(folder)
@@ -101,11 +111,12 @@ def npm_pack(name: str, version: str) -> Path:
 
 
 def _run(command: Sequence[str], what: str) -> None:
-    """Run a program that downloads; raises ``UsageError`` with its last complaint."""
+    """Run a program that downloads; raises ``UsageError`` with its last complaint, ``OutputError`` on a full disk."""
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, cwd=os.sep)
     if not done.returncode:
         return
     said = done.stderr.decode(errors="replace")
+    refuse_full_disk(said)
     if _UNREACHABLE.search(said):
         raise missing(what, "the package registry cannot be reached")
     complaints = [line for line in said.splitlines() if "error" in line.lower()] or said.splitlines()

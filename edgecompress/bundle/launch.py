@@ -8,17 +8,21 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from edgecompress.bundle.manifest import Manifest, read_manifest
 from edgecompress.bundle.outcome import Finished, failure
 from edgecompress.errors import DeviceError, UsageError
-
-if TYPE_CHECKING:
-    from edgecompress.bundle.manifest import Manifest
 
 # What starts an entry point, which is then named relative to the bundle's folder. Isolated, and without this
 # interpreter's packages: the bundle has to bring its own.
 _STARTERS = {"run.py": (sys.executable, "-I", "-S", "run.py"), "run.sh": ("/bin/sh", "run.sh")}
+_MODULE = "build it into an application; to time the model alone, bundle it with --target arm64 --runtime native"
+_HINTS = {
+    "none": "time it on the runtime of another bundle: edgecompress bench OTHER THIS; or build it with a runtime",
+    "gradle": _MODULE,
+    "swift": _MODULE,
+}
 
 
 def runs_here(manifest: Manifest) -> bool:
@@ -37,9 +41,10 @@ def run_program(folder: Path, arguments: Sequence[str], *, label: Path | None = 
     in messages. Raises what its exit code stands for, as the command line does, and ``DeviceError`` when it dies.
     """
     label = label or folder
-    starter = next((_STARTERS[name] for name in _STARTERS if (folder / name).is_file()), None)
+    manifest = read_manifest(folder)  # what lies in the folder beside the files that it lists is never run
+    starter = _STARTERS.get(manifest.entry_point or "")
     if starter is None:
-        hint = "measure it on a device of its kind, or build it with a runtime"
+        hint = _HINTS.get(manifest.runtime_form, "measure it on a device of its kind")
         raise UsageError(f"the bundle {label} has no program that runs here", hint=hint)
     command = [*starter, "--json", *arguments]
     done = subprocess.run(command, cwd=folder, env={}, stdin=subprocess.DEVNULL, capture_output=True, check=False)

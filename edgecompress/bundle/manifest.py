@@ -16,6 +16,7 @@ from edgecompress.bundle import program
 from edgecompress.bundle.program import MANIFEST, SCHEMA_VERSION, BundleError
 from edgecompress.errors import FormatError
 from edgecompress.files import sha256_of
+from edgecompress.targets import is_device
 
 if TYPE_CHECKING:
     from edgecompress.targets import Target
@@ -88,6 +89,7 @@ class Manifest:
     target: str
     system: str
     architecture: str
+    default_device: str
     runtime_form: str
     model: str
     entry_point: str | None
@@ -111,6 +113,7 @@ def write_manifest(job: Job, form: str, placed: Placed | None, model_files: Sequ
         "target": target.name,
         "system": target.system,
         "architecture": target.architecture,
+        "default_device": target.default_device,
         "runtime_form": form,
         "model": job.model,
         "entry_point": placed.entry_point if placed else None,
@@ -145,9 +148,19 @@ def verify_bundle(folder: Path) -> Manifest:
     Raises ``FormatError`` for a manifest that is malformed, altered, of another version, or names a path outside the
     folder; for a file that is missing, altered or reached by a link; for a file among the code that is not listed.
     """
+    return _read(folder, files=True)
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """Return the manifest of a bundle whose files were checked before; raises ``FormatError`` as ``verify_bundle``."""
+    return _read(folder, files=False)
+
+
+def _read(folder: Path, *, files: bool) -> Manifest:
     try:
         content = program.read_manifest(folder)
-        program.check_files(folder, content)
+        if files:
+            program.check_files(folder, content)
     except BundleError as problem:
         raise FormatError(f"{folder}: {problem.message}", hint=problem.hint) from None
     return manifest_of(content, folder)
@@ -155,10 +168,9 @@ def verify_bundle(folder: Path) -> Manifest:
 
 def manifest_of(content: Mapping[str, Any], place: Path) -> Manifest:
     """Return the content of a manifest that ``program.parse_manifest`` has passed; ``place`` names it in messages."""
-    try:
-        sizes = {name: SizeRow(**row) for name, row in content["sizes"].items()}
-    except TypeError:
-        raise FormatError(f"{place}: {MANIFEST}: 'sizes' is malformed", hint="build the bundle again") from None
+    if not is_device(content["default_device"]):
+        raise FormatError(f"{place}: {MANIFEST}: 'default_device' is not a device", hint="build the bundle again")
+    sizes = {name: SizeRow(**row) for name, row in content["sizes"].items()}
     fields: dict[str, Any] = {field.name: content.get(field.name) for field in dataclasses.fields(Manifest)}
     lists = {key: tuple(content[key]) for key in ("inputs", "outputs", "providers")}
     return Manifest(**{**fields, **lists, "sizes": sizes})

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy.typing as npt
 
 from edgecompress.bundle.manifest import CHECKSUMS, LICENSES, README, SBOM, TEST_DATA, files_below
-from edgecompress.bundle.program import CODE_FOLDER, MANIFEST
+from edgecompress.bundle.program import CODE_FOLDER, MANIFEST, is_inside
 from edgecompress.errors import ModelError, RecipeError
 from edgecompress.runtime.tensors import write_tensor
 
@@ -68,6 +68,9 @@ def place_model(source: Path, folder: Path, form: ModelForm) -> tuple[str, ...]:
     _PLACERS[form](source, folder, folder / ("model.onnx" if form == "self_extracting" else _FILES[form]))
     names = files_below(folder)
     for name in names:
+        if not is_inside(name):
+            hint = "rename the data file: printable letters, no colon, no backslash"
+            raise ModelError(f"{source}: its data file {name!a} has a name that not every system can have", hint=hint)
         if name.split("/")[0] in _RESERVED:
             raise ModelError(
                 f"{source}: its data file {name} has a name that the bundle needs", hint="rename the data file"

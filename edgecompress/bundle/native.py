@@ -167,10 +167,12 @@ def _script(job: Job, loader: str) -> str:
     arguments += ["--threads", str(job.target.threads), "--model", job.model]
     arguments += ["--input", *job.inputs] if job.inputs else []
     arguments += ["--expect", *job.outputs, "--tolerance", f"{job.tolerance:g}"]
-    start = f"exec ${{EDGECOMPRESS_EMULATOR-}} {CODE_FOLDER}/{loader} --library-path {CODE_FOLDER} ./{_PROGRAM}"
+    first = shlex.quote(f"{CODE_FOLDER}/{loader}")
+    start = f"exec ${{EDGECOMPRESS_EMULATOR-}} {first} --library-path {CODE_FOLDER} ./{_PROGRAM}"
     return f"""#!/bin/sh
 # Check every file, compare the outputs with the expected ones, time the model; --help says more.
-cd "$(dirname "$0")" || exit 7
+unset CDPATH
+cd -- "$(dirname -- "$0")" || exit 7
 unset LD_PRELOAD LD_LIBRARY_PATH
 wrong=$(LC_ALL=C sha256sum -c {CHECKSUMS} 2>/dev/null | grep -v ': OK$')
 if [ -n "$wrong" ]; then
@@ -178,7 +180,7 @@ if [ -n "$wrong" ]; then
   echo "hint: copy or build the bundle again" >&2
   exit 4
 fi
-[ -x {CODE_FOLDER}/{loader} ] || chmod +x {CODE_FOLDER}/{loader}
+[ -x {first} ] || chmod +x {first}
 {start} {shlex.join(arguments)} "$@"
 """
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from edgecompress.errors import ModelError
+from edgecompress.runtime.session import import_runtime
 
 CONFIG = "required_operators_and_types.config"
 _NO_ONNX = b"ONNX format model is not supported in this build"  # the words of the error in such a library
@@ -60,6 +61,7 @@ def convert_to_ort(model: Path, folder: Path) -> tuple[Path, Path]:
     The form is that of ``onnxruntime.tools.convert_onnx_models_to_ort``, optimized for ARM: weights are folded to what
     the kernels read, so it is as large as the uncompressed model. Raises ``ModelError`` when the tool refuses it.
     """
+    import_runtime()  # for its environment, which the tool inherits: no telemetry
     with tempfile.TemporaryDirectory() as name:
         output = Path(name) / "output"
         output.mkdir()
@@ -109,6 +111,7 @@ def mobile_usability(model: Path) -> tuple[Usability, ...]:
     has open dimensions and an accelerator needs fixed ones, a second row judges it with these fixed. Only types of
     operators are looked at, as the runtime's own check does. Raises ``ModelError`` when the model does not load.
     """
+    import_runtime()  # before its tools import it: silent, no telemetry
     from onnxruntime.tools.mobile_helpers.usability_checker import check_shapes
     from onnxruntime.tools.onnx_model_utils import ModelProtoWithShapeInfo, optimize_model
 

@@ -141,7 +141,7 @@ def _license(source: Distribution) -> str | None:
     metadata = source.metadata
     for key in ("License-Expression", "License"):
         if key in metadata and 0 < len(metadata[key]) < 200:
-            return str(metadata[key])
+            return " ".join(str(metadata[key]).split())
     return None
 
 

@@ -25,10 +25,24 @@ SCHEMA_VERSION = 2
 MANIFEST = "manifest.json"
 CODE_FOLDER = "lib"  # the only folder that anything is imported from: no unlisted file may lie in it
 MANIFEST_LIMIT_BYTES = 16_000_000
-_TEXTS = ("target", "system", "architecture", "runtime_form", "model")
-_LISTS, _NUMBERS = ("providers", "inputs", "outputs"), ("threads", "tolerance")
+MAX_THREADS = 1024
+_TEXTS = ("target", "system", "architecture", "default_device", "runtime_form", "model")
+_LISTS = ("providers", "inputs", "outputs")
 _TABLES = ("runtime", "tool", "sizes", "files")
 _SHA256 = re.compile("[0-9a-f]{64}")
+# What starts a bundle of each form of the runtime.
+_ENTRY_POINTS = {
+    "wheel": "run.py",
+    "native": "run.sh",
+    "wasm": "index.html",
+    "gradle": "build.gradle.kts",
+    "swift": "Package.swift",
+    "none": None,
+}
+# Python's version becomes a part of a command on devices.
+_WORD = re.compile("[A-Za-z0-9_.-]{1,80}")
+_PYTHON = {"version": re.compile(r"[0-9]{1,2}\.[0-9]{1,3}"), "abi": _WORD, "machine": _WORD, "system": _WORD}
+_SIZES = {"installed_bytes", "download_bytes"}
 
 
 class BundleError(Exception):
@@ -86,6 +100,8 @@ def _check_form(manifest: dict[str, Any]) -> None:
     for path in (manifest["model"], manifest.get("entry_point"), *manifest["inputs"], *manifest["outputs"]):
         if path is not None and path not in manifest["files"]:  # without a runtime there is no entry point
             raise _damaged(f"{MANIFEST}: {path!r:.80} is not among the files")
+    _check_runtime(manifest)
+    _check_texts(manifest)
     if manifest.get("manifest_sha256") != manifest_digest(manifest):
         raise _damaged(f"{MANIFEST} was altered: it does not match its own SHA-256")
 
@@ -104,16 +120,53 @@ def _check_types(manifest: dict[str, Any]) -> None:
     for key in _LISTS:
         if not isinstance(manifest.get(key), list) or not all(isinstance(item, str) for item in manifest[key]):
             raise _damaged(f"{MANIFEST}: {key!r} is not a list of texts")
-    for key in _NUMBERS:
-        if type(manifest.get(key)) not in (int, float) or not 0 < manifest[key] < 1e9:
-            raise _damaged(f"{MANIFEST}: {key!r} is not a positive number")
+    if type(manifest.get("tolerance")) not in (int, float) or not 0 < manifest["tolerance"] < 1e9:
+        raise _damaged(f"{MANIFEST}: 'tolerance' is not a positive number")
+    if type(manifest.get("threads")) is not int or not 0 < manifest["threads"] <= MAX_THREADS:
+        raise _damaged(f"{MANIFEST}: 'threads' is not a whole number from 1 to {MAX_THREADS}")
+    for row in manifest["sizes"].values():
+        good = isinstance(row, dict) and row.keys() == _SIZES
+        if not good or any(type(size) is not int or size < 0 for size in row.values()):
+            raise _damaged(f"{MANIFEST}: 'sizes' is malformed")
+
+
+def _check_runtime(manifest: dict[str, Any]) -> None:
+    """Refuse an entry point that no bundle of that form has, and a Python that is not described, or not needed."""
+    form, entry_point, python = manifest["runtime_form"], manifest.get("entry_point"), manifest.get("python")
+    if form not in _ENTRY_POINTS or entry_point != _ENTRY_POINTS[form]:
+        raise _damaged(f"{MANIFEST}: a bundle of the form {form!r:.40} is not started by {entry_point!r:.80}")
+    if (python is not None) != (form == "wheel"):
+        raise _damaged(f"{MANIFEST}: 'python' does not go with the form {form!r}")
+    if python is None:
+        return
+    for key, pattern in _PYTHON.items():
+        if not isinstance(python.get(key), str) or not pattern.fullmatch(python[key]):
+            raise _damaged(f"{MANIFEST}: 'python' has no {key} that can be")
+
+
+def _check_texts(manifest: dict[str, Any]) -> None:
+    """Refuse texts with characters that a terminal would obey instead of showing them."""
+    waiting: list[Any] = [manifest]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += [*value, *value.values()]
+        elif isinstance(value, list):
+            waiting += value
+        elif isinstance(value, str) and not value.isprintable():
+            raise _damaged(f"{MANIFEST}: {value!a:.80} holds characters that cannot be printed")
+
+
+def is_inside(path: str) -> bool:
+    """Tell whether ``path`` is the plain relative one of a file below a bundle, on every system."""
+    pure = PurePosixPath(path)
+    odd = path in ("", ".", MANIFEST) or "\\" in path or ":" in path or not path.isprintable()
+    return not (odd or pure.is_absolute() or ".." in pure.parts or str(pure) != path)
 
 
 def _check_entry(path: str, entry: Any) -> None:
     """Refuse a path that is not the plain relative one of a file below the bundle, and a malformed size or digest."""
-    pure = PurePosixPath(path)
-    odd = not path or path in (".", MANIFEST) or any(letter in "\\:" or ord(letter) < 32 for letter in path)
-    if odd or pure.is_absolute() or ".." in pure.parts or str(pure) != path:
+    if not is_inside(path):
         raise _damaged(f"{MANIFEST}: {path!r:.80} is not a path inside the bundle")
     if not isinstance(entry, dict) or not _SHA256.fullmatch(str(entry.get("sha256"))):
         raise _damaged(f"{MANIFEST}: {path!r:.80} has no SHA-256")
@@ -129,7 +182,8 @@ def check_files(folder: Path, manifest: dict[str, Any]) -> None:
     for path, entry in manifest["files"].items():
         _check_plain(folder, path, entry["size_bytes"])
     for unlisted in _unlisted_code(folder, manifest):
-        raise _damaged(f"{unlisted} is not in {MANIFEST}", "remove it, or copy the bundle again")
+        shown = unlisted if unlisted.isprintable() else ascii(unlisted)
+        raise _damaged(f"{shown} is not in {MANIFEST}", "remove it, or copy the bundle again")
     for path, entry in manifest["files"].items():
         if _sha256(folder / path) != entry["sha256"]:
             raise _damaged(f"{path} was altered: its SHA-256 is not that in {MANIFEST}")
@@ -210,7 +264,7 @@ def main() -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="run.py", description="Check, run and time the model of this bundle.")
     parser.add_argument("--runs", type=_positive, default=50, metavar="N", help="timed runs (default: %(default)s)")
-    parser.add_argument("--threads", type=_positive, metavar="N", help="threads (default: what manifest.json says)")
+    parser.add_argument("--threads", type=_threads, metavar="N", help="threads (default: what manifest.json says)")
     parser.add_argument("--cores", type=_cores, metavar="LIST", help="run on these cores only, as in 0,1")
     parser.add_argument(
         "--pause-above", type=_degrees, metavar="CELSIUS", help="wait between blocks of runs while it is hotter"
@@ -226,10 +280,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _positive(text: str) -> int:
-    if not text.isdecimal() or not 0 < int(text) <= 1_000_000:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to 1000000")
+def _positive(text: str, most: int = 1_000_000) -> int:
+    if not re.fullmatch("[0-9]{1,7}", text) or not 0 < int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 to {most}")
     return int(text)
+
+
+def _threads(text: str) -> int:
+    return _positive(text, MAX_THREADS)
 
 
 def _cores(text: str) -> set[int]:
@@ -258,7 +316,7 @@ def _pin(cores: set[int] | None) -> None:
 
 
 def _check_machine(manifest: dict[str, Any]) -> None:
-    wanted = manifest["python"] or {}
+    wanted = manifest.get("python") or {}
     here = {"abi": sys.implementation.cache_tag, "machine": platform.machine(), "system": platform.system()}
     for key, value in here.items():
         if value != wanted.get(key):

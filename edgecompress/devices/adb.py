@@ -44,10 +44,10 @@ def _connect(serial: str, folder: str) -> Iterator[Transport]:
         _adb("disconnect", serial)  # one that went offline is never connected to again by itself
         said = clean(_adb("connect", serial).stdout)  # its exit code differs between versions
         if not said.startswith("connected"):
-            raise DeviceError(f"{name} cannot be reached: {said[-200:]}", hint=_SEE)
+            raise DeviceError(f"{name} cannot be reached: {_last(said)}", hint=_SEE)
     state = _adb(*chosen, "get-state")
     if clean(state.stdout) != "device":
-        raise _unusable(name, clean(state.stdout) + clean(state.stderr))
+        raise _unusable(name, f"{clean(state.stdout)}\n{clean(state.stderr)}".strip())
     if "shell_v2" not in clean(_adb(*chosen, "features").stdout).split():
         raise DeviceError(f"{name} does not tell exit codes", hint="it needs Android 7 or newer")
     yield ShellTransport(
@@ -76,7 +76,12 @@ def _unusable(name: str, said: str) -> DeviceError:
     for words, reason, hint in _REASONS:
         if words in said:
             return DeviceError(f"{name} cannot be used: {reason}", hint=hint)
-    return DeviceError(f"{name} cannot be reached: {said[-200:]}", hint=_SEE)
+    return DeviceError(f"{name} cannot be reached: {_last(said)}", hint=_SEE)
+
+
+def _last(said: str) -> str:
+    """Return the last line: before it adb tells of its daemon."""
+    return said.splitlines()[-1][-200:] if said else "adb said nothing"
 
 
 def _lost(done: Finished, name: str) -> DeviceError:

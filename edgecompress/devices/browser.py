@@ -99,6 +99,9 @@ def serve(
     ``say`` gets the addresses to open. Only this machine can reach them unless ``host`` says otherwise. Raises
     ``FormatError`` for a damaged bundle, ``DeviceError`` when it cannot listen, and what the page found wrong.
     """
+    if options.cores or options.pause_above is not None:
+        hint = "leave --cores and --pause-above away"
+        raise UsageError("a page can neither choose its cores nor wait for a cooler device", hint=hint)
     with PageServer(_served(folders), _query(options), host=host, port=port) as server:
         for name in [host] if host != "0.0.0.0" else ["127.0.0.1", *_own_addresses()]:
             say(server.address(name))
@@ -106,7 +109,7 @@ def serve(
         while sent is None:
             sent = server.wait(0.2)  # in pieces, so that Ctrl-C is heard
     result = _checked(sent, f"the bundle {folders[0]}", "the browser")
-    for entry in result.get("results", ()):
+    for entry in result["results"]:
         entry["peak_rss_bytes"] = result["device"].get("wasm_memory_bytes") or 0
     return read_result(json.dumps(result).encode(), device="browser", models=len(folders))
 
@@ -149,9 +152,11 @@ def _checked(sent: bytes, subject: str, device: str) -> dict[str, Any]:
         if problem:
             said = f"error: {problem['message']}\nhint: {problem['hint']}\n".encode()
             raise failure(Finished(int(problem["exit_code"]), b"", said), subject, device)
-        if not isinstance(result["device"], dict) or not isinstance(result["results"], list):
+        if not isinstance(result["device"], dict) or not isinstance(result.setdefault("notes", []), list):
+            raise TypeError("no facts, or notes that are no list")
+        if not isinstance(result["results"], list) or not all(isinstance(entry, dict) for entry in result["results"]):
             raise TypeError("no results")
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
         raise DeviceError(f"{device} sent no result that can be read", hint="build the bundle again") from None
     return dict(result)
 
@@ -163,6 +168,6 @@ def _complete(result: dict[str, Any], before: Mapping[str, Any], peak: int, opti
     result["device"] = {**{name: before.get(name) for name in machine}, **known}
     result["after"] = {"frequency_mhz": frequency_mhz(), "temperature_c": temperature_c()}
     if options.pause_above is not None:
-        result.setdefault("notes", []).append("a page cannot wait for a cooler machine: never paused")
+        result["notes"].append("a page cannot wait for a cooler machine: never paused")
     for entry in result["results"]:
         entry["peak_rss_bytes"] = peak

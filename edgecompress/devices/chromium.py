@@ -14,7 +14,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from edgecompress.bundle.outcome import clean
-from edgecompress.errors import DeviceError
+from edgecompress.errors import DeviceError, UsageError
 
 if TYPE_CHECKING:
     from edgecompress.devices.web_server import PageServer
@@ -59,7 +59,7 @@ def running(program: str, address: str, cores: Sequence[int]) -> Iterator[subpro
     """
     with TemporaryDirectory(prefix="edgecompress-browser-", ignore_cleanup_errors=True) as name:
         root = ["--no-sandbox"] if os.geteuid() == 0 else []  # Chromium has no sandbox for root
-        pinned = ["taskset", "--cpu-list", ",".join(map(str, cores))] if cores else []
+        pinned = _pinned(cores)
         log = Path(name) / "stderr"
         with log.open("wb") as stderr:
             try:
@@ -82,6 +82,20 @@ def running(program: str, address: str, cores: Sequence[int]) -> Iterator[subpro
             raise DeviceError(error.message + said, hint=error.hint) from None
         finally:
             _end(process)
+
+
+def _pinned(cores: Sequence[int]) -> list[str]:
+    """Return what goes before a command to keep it on ``cores``; raises ``UsageError`` for cores that are not there."""
+    if not cores:
+        return []
+    allowed = sorted(os.sched_getaffinity(0))
+    if not set(cores) <= set(allowed):
+        hint = f"this machine lends the cores {', '.join(map(str, allowed))}"
+        raise UsageError(f"cannot run on the cores {', '.join(map(str, cores))}", hint=hint)
+    if shutil.which("taskset") is None:
+        hint = "install util-linux, or leave --cores away"
+        raise DeviceError("a browser is kept on its cores by taskset, which is not installed", hint=hint)
+    return ["taskset", "--cpu-list", ",".join(map(str, cores))]
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
@@ -13,6 +14,7 @@ import numpy.typing as npt
 from edgecompress.bundle import run_program, verify_bundle
 from edgecompress.devices import program
 from edgecompress.devices.base import feeds_of
+from edgecompress.devices.remote import check_machine
 from edgecompress.errors import UsageError
 from edgecompress.latency import LatencySamples
 from edgecompress.runtime.measure import Pause, Timings, frequency_mhz, measure_timers, temperature_c
@@ -57,6 +59,8 @@ class LocalRunner:
             raise UsageError("there is nothing to measure", hint="name a model or a bundle")
         places = [folder.absolute() for folder in folders]
         manifests = [verify_bundle(place) for place in places]
+        if manifests[0].runtime_form in ("wheel", "native"):  # of any other it is said that it has no program
+            check_machine(manifests[0], platform.machine(), name="this machine")
         others = [(manifest, str(place)) for manifest, place in zip(manifests[1:], places[1:], strict=True)]
         given = [*program.arguments(options), *program.also(manifests[0], others)]
         result = run_program(places[0], given, label=folders[0])

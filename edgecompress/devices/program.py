@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +35,11 @@ _FACTS = (
     "wasm_memory_bytes",
     "memory_shared",
 )
+# Of an emulated run these are the figures of the machine that emulates.
+_OF_THE_HOST = ("cores", "governor", "frequency_mhz", "temperature_c", "load_average")
+_NUMBERS = ("frequency_mhz", "temperature_c")
 _TEXT_LIMIT = 200
+_MOST = 2**53  # no time, count or fact is larger, and what is reckoned with them stays finite
 _OUTPUT_LIMIT_BYTES = 64_000_000
 
 
@@ -86,9 +89,9 @@ def samples_of(result: Any, *, device: str, models: int, emulated: bool = False)
     try:
         if len(result["results"]) != models:
             raise ValueError(f"{len(result['results'])} results instead of {models}")
-        metadata = _metadata(result, device)
+        metadata = _metadata(result, device, emulated=emulated)
         return [_samples(entry, metadata, emulated) for entry in result["results"]]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise _unreadable(device, error) from None
 
 
@@ -115,34 +118,37 @@ def _samples(entry: Mapping[str, Any], metadata: Mapping[str, Any], emulated: bo
     )
 
 
-def _metadata(result: Mapping[str, Any], device: str) -> dict[str, Any]:
-    facts, after = result["device"], result.get("after") or {}
-    notes = [clean(str(text).encode())[:_TEXT_LIMIT] for text in (result.get("notes") or [])[:20]]
+def _metadata(result: Mapping[str, Any], device: str, *, emulated: bool) -> dict[str, Any]:
+    facts, after, notes = result["device"], result.get("after") or {}, result.get("notes") or []
+    if not isinstance(notes, list):
+        raise TypeError("notes is not a list")
+    hidden = _OF_THE_HOST if emulated else ()
+    notes = [clean(str(text).encode(errors="replace"))[:_TEXT_LIMIT] for text in notes[:20]]
     return {
-        **{name: _fact(facts.get(name)) for name in _FACTS if name in facts},
-        "after": {name: _fact(after.get(name)) for name in ("frequency_mhz", "temperature_c")},
+        **{name: _fact(name, facts.get(name)) for name in _FACTS if name in facts and name not in hidden},
+        "after": {name: None if emulated else _fact(name, after.get(name)) for name in _NUMBERS},
         "notes": notes,
         "device": device,
         "threads": _count(result["threads"]),
     }
 
 
-def _fact(value: Any) -> str | int | float | bool | None:
-    if isinstance(value, str):
+def _fact(name: str, value: Any) -> str | int | float | bool | None:
+    if isinstance(value, str) and name not in _NUMBERS:
         return clean(value.encode(errors="replace"))[:_TEXT_LIMIT]
-    if value is None or isinstance(value, bool | int) or (isinstance(value, float) and math.isfinite(value)):
+    if value is None or (isinstance(value, int | float) and abs(value) <= _MOST):  # nan is not
         return value
-    raise TypeError(f"a fact is neither a text nor a number: {type(value).__name__}")
+    raise TypeError(f"{name} is not what it should be: {type(value).__name__}")
 
 
 def _time(value: Any) -> float:
     number = float(value)
-    if not (math.isfinite(number) and number >= 0):
+    if not 0 <= number <= _MOST:
         raise ValueError(f"{number} is not a time")
     return number
 
 
 def _count(value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= _MOST:
         raise ValueError(f"{value!r:.40} is not a count")
     return value

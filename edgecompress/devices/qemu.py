@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -193,23 +194,30 @@ class QemuTransport:
                 return more, second
             runs *= 2
         if not few.code:
-            first.setdefault("notes", []).append("instructions were not counted: qemu-user and a C compiler are needed")
+            first["notes"].append("instructions were not counted: qemu-user and a C compiler are needed")
         return few, first
 
     def _count(
         self, argv: list[str], folder: str, plugin: Path | None, timeout_s: float | None
     ) -> tuple[Finished, dict[str, Any], int | None]:
         """Run a program; return how it ended, its result, and how many instructions that took, where counted."""
-        out = self.root.parent / "instructions"
+        out, link = self.root.parent / "instructions", self.root.parent / "counter.so"
         out.unlink(missing_ok=True)
-        options = [] if plugin is None else ["-plugin", f"file={plugin},out={out}"]
+        options = []
+        if plugin is not None:
+            link.unlink(missing_ok=True)
+            link.symlink_to(plugin)
+            # The option is split at commas: seen from the bundle these paths have none, whatever folder it is in.
+            options = ["-plugin", f"file={os.path.relpath(link, folder)},out={os.path.relpath(out, folder)}"]
         done = self._call(argv, folder, options, timeout_s)
         if done.code:
             return done, {}, None
         try:
             result = json.loads(done.stdout)
             _inferences(result)
-        except (ValueError, KeyError, TypeError, IndexError):
+            if not isinstance(result.setdefault("notes", []), list):
+                raise TypeError("notes is not a list")
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError):
             raise DeviceError(
                 f"{self.name} printed no result that can be read", hint="build the bundle again"
             ) from None
@@ -220,7 +228,10 @@ class QemuTransport:
         emulator = [str(self.emulator), "-cpu", self.cpu.name, "-L", str(self.root), *(options or [])]
         environment = {"PATH": os.pathsep.join((str(self.root / "usr/bin"), os.defpath))}
         if argv[0] == "sh":
-            environment["EDGECOMPRESS_EMULATOR"] = " ".join(emulator)
+            # The shell splits it at spaces, which the paths of the emulator may have.
+            wrapper = self.root.parent / "emulator"
+            wrapper.write_text(f'exec {shlex.join(emulator)} "$@"\n', encoding="utf-8")
+            environment["EDGECOMPRESS_EMULATOR"] = f"sh {os.path.relpath(wrapper, folder)}"
         # Python would compile its library in the first run only (-B: in none), and the next one would take less.
         command = [*argv] if argv[0] == "sh" else [*emulator, argv[0], "-B", *argv[1:]]
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
@@ -16,7 +17,7 @@ from edgecompress.bundle.outcome import failure
 from edgecompress.bundle.program import MANIFEST
 from edgecompress.devices import program
 from edgecompress.devices.base import feeds_of
-from edgecompress.errors import DeviceError, EdgecompressError, UsageError
+from edgecompress.errors import DeviceError, EdgecompressError, FormatError, UsageError
 from edgecompress.targets import list_targets, load_target
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ Array = npt.NDArray[Any]
 # What `uname -m` may say, apart from its own name, where the programs of an architecture run.
 _RUNS_ON = {"armv7l": ("armv8l", "aarch64")}
 _SHORT_S = 60.0
+_PYTHON_VERSION = re.compile(r"\d+\.\d+", re.ASCII)  # it becomes part of a line of shell
 
 Bundle = tuple[Path, Manifest]  # a folder, and its manifest, which has been verified
 
@@ -118,7 +120,7 @@ def _measure(transport: Transport, bundles: Sequence[Bundle], options: BenchOpti
     The folder on the device is removed whatever happens, Ctrl-C included.
     """
     label, first = bundles[0]
-    _check_machine(transport, first)
+    check_machine(first, transport.machine(), name=transport.name, emulated=transport.emulated)
     with _temporary_folder(transport) as root:
         places = [f"{root}/{index}" for index in range(len(bundles))]
         for (folder, manifest), place in zip(bundles, places, strict=True):
@@ -158,15 +160,18 @@ def _check_program(folder: Path, manifest: Manifest) -> None:
     if manifest.runtime_form not in ("wheel", "native"):
         raise UsageError(
             f"the bundle {folder} has no program for a shell (its runtime is {manifest.runtime_form!r})",
-            hint="build it with --runtime native, for the architecture of the device",
+            hint="build it with --target arm64 --runtime native, or another target of the device's architecture",
         )
 
 
-def _check_machine(transport: Transport, manifest: Manifest) -> None:
-    machine = transport.machine()
-    if not runs_on(manifest.architecture, machine):
+def check_machine(manifest: Manifest, machine: str, *, name: str, emulated: bool = False) -> None:
+    """Raise ``DeviceError`` unless a bundle's program runs where ``uname -m`` says ``machine``.
+
+    What emulates a processor takes programs of that very architecture only, whatever the processor itself would take.
+    """
+    if not (manifest.architecture == machine if emulated else runs_on(manifest.architecture, machine)):
         raise DeviceError(
-            f"the bundle is for {manifest.architecture}, {transport.name} is {machine}",
+            f"the bundle is for {manifest.architecture}, {name} is {machine}",
             hint="build it for a target of that architecture; `edgecompress targets` lists them",
         )
 
@@ -175,7 +180,9 @@ def _interpreter(transport: Transport, manifest: Manifest, folder: str) -> tuple
     """Return the command that starts a bundle's program on the device, arguments left out."""
     if manifest.python is None:
         return ("sh", str(manifest.entry_point))
-    version = manifest.python.get("version")
+    version = str(manifest.python.get("version"))
+    if not _PYTHON_VERSION.fullmatch(version):
+        raise FormatError(f"the bundle names {version!r:.40} as its Python", hint="build the bundle again")
     wanted = f"command -v python{version} || command -v python3"
     found = transport.run(("sh", "-c", wanted), folder=folder, timeout_s=_SHORT_S)
     if found.code:

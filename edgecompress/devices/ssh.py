@@ -20,7 +20,7 @@ from edgecompress.errors import DeviceError, UsageError
 
 # No question is ever asked; a connection that hangs ends within 10 s at the start and 60 s later.
 _OPTIONS = ("BatchMode=yes", "ConnectTimeout=10", "ServerAliveInterval=15", "ServerAliveCountMax=4", "RequestTTY=no")
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:%-]*")  # never begins like an option
+_NAME = re.compile(r"[A-Za-z0-9_:][A-Za-z0-9_.:%-]*")  # never begins like an option
 
 # What ssh says, what it means, what to do. The first that is found counts.
 _REASONS = (
@@ -98,8 +98,9 @@ def parse_address(address: str) -> SshAddress:
 
 def _as_written(address: str, host: str) -> str:
     """Return the host with its capitals, which names in ssh's configuration may have."""
-    start = address.lower().find(host.lower())
-    return address[start : start + len(host)]
+    place = address.partition("/")[0].rpartition("@")[2]
+    start = place.lower().find(host.lower())
+    return place[start : start + len(host)]
 
 
 def arguments(where: SshAddress) -> list[str]:

@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Mapping, Sequence
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from io import BufferedIOBase
 from pathlib import Path
 from threading import Event, Thread
 from types import TracebackType
@@ -90,14 +91,20 @@ class PageServer:
             self.opened.set()
         return file, None
 
-    def take(self, target: str, body: bytes) -> bool:
-        """Keep a result sent to the right address, the first one only; tell whether the address was right."""
+    def take(self, target: str, length: str, stream: BufferedIOBase) -> HTTPStatus:
+        """Read a result that was sent to the right address, keep the first one, and return how to answer.
+
+        Nothing is read for anybody who does not know the token.
+        """
         if urlsplit(target).path != f"/{self._token}/result":
-            return False
+            return HTTPStatus.NOT_FOUND
+        if not length.isdecimal() or int(length) > RESULT_LIMIT_BYTES:
+            return HTTPStatus.REQUEST_ENTITY_TOO_LARGE
+        body = stream.read(int(length))
         if not self._arrived.is_set():
             self._result = body
             self._arrived.set()
-        return True
+        return HTTPStatus.NO_CONTENT
 
 
 class _QuietServer(ThreadingHTTPServer):
@@ -129,13 +136,9 @@ def _handler(pages: PageServer) -> type[BaseHTTPRequestHandler]:
             self._answer(HTTPStatus.OK, content, {"Content-Type": kind})
 
         def do_POST(self) -> None:
-            length = self.headers.get("Content-Length", "")
-            if not length.isdecimal() or int(length) > RESULT_LIMIT_BYTES:
-                self.close_connection = True
-                self._answer(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, b"")
-                return
-            good = pages.take(self.path, self.rfile.read(int(length)))
-            self._answer(HTTPStatus.NO_CONTENT if good else HTTPStatus.NOT_FOUND, b"")
+            status = pages.take(self.path, self.headers.get("Content-Length", ""), self.rfile)
+            self.close_connection = status != HTTPStatus.NO_CONTENT  # what was not read is no next request
+            self._answer(status, b"")
 
         def _answer(self, status: HTTPStatus, body: bytes, headers: Mapping[str, str] | None = None) -> None:
             self.send_response(status)

@@ -17,8 +17,8 @@ def bench_rows(
 ) -> list[dict[str, Any]]:
     """Return one row for each model, with the keys of ``bench --json``; ratios are to the first one.
 
-    Of an emulated run only the instructions are told: its times mean nothing. ``outputs_match`` is None where there
-    was nothing to compare with.
+    Of an emulated run only the instructions are told: its times and its memory mean nothing. ``outputs_match`` is None
+    where there was nothing to compare with.
     """
     rows = []
     for name, each, size in zip(names, samples, sizes, strict=True):
@@ -41,7 +41,7 @@ def bench_rows(
                 "ratio": _ratio(each, samples[0]),
                 "instructions": instructions,
                 "emulated": each.emulated,
-                "peak_rss_bytes": summary.peak_rss_bytes,
+                "peak_rss_bytes": None if each.emulated else summary.peak_rss_bytes,
                 "outputs_match": each.metadata.get("outputs_match"),
                 "warnings": list(stability_warnings(each)),
             }

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgecompress.targets import Target
 
 _NAME_LIMIT = 48
+_LEAST = 8  # letters a line of a column that folds; below, it would vanish in favour of those that do not
 
 
 def summary_table(report: Report) -> Table:
@@ -110,15 +111,23 @@ def bundle_table(sizes: Mapping[str, Mapping[str, int]]) -> Table:
 
 
 def target_table(targets: Sequence[Target]) -> Table:
-    """Return one row for each target that bundles can be built for; ``ranks`` is what they are multiples of."""
-    headers = ("target", "system", "runtime", "as", "providers", "model", "threads", "ranks", "device")
-    table = _table("targets", headers, left=6, folds=(1, 2, 3, 5))
+    """Return one row for each target that bundles can be built for: what it is, what runs there and how."""
+    table = _table("targets", ("target", "machine", "runtime", "model", "runs with", "device"), left=6)
     for target in targets:
-        system = f"{target.system} {target.architecture}".removesuffix(" universal")
-        providers = ", ".join(name.removesuffix("ExecutionProvider") for name in target.runtime.providers)
-        runtime = f"{target.runtime.package.split(':')[-1]} {target.runtime.version}"
-        cells = (target.name, system, runtime, ", ".join(target.forms[:-1]), providers, target.model_form)
-        _row(table, *cells, str(target.threads), str(target.rank_alignment), target.default_device)
+        runtime, providers = (
+            target.runtime,
+            [name.removesuffix("ExecutionProvider") for name in target.runtime.providers],
+        )
+        threads = f"{target.threads} thread{'s' if target.threads > 1 else ''}"
+        _row(
+            table,
+            target.name,
+            f"{target.system} {target.architecture}".removesuffix(" universal"),
+            f"{runtime.package.split(':')[-1]} {runtime.version} ({', '.join(target.forms[:-1])})",
+            target.model_form.replace("_", "-"),
+            f"{', '.join(providers)}, {threads}, ranks in {target.rank_alignment}s",
+            target.default_device,
+        )
     return table
 
 
@@ -171,7 +180,9 @@ def _table(title: str, headers: Sequence[str], *, left: int = 1, folds: Sequence
     for index, header in enumerate(headers):
         whole = bool(folds) and index not in folds
         justify: Literal["left", "right"] = "left" if index < left else "right"
-        table.add_column(Text(header), justify=justify, overflow="fold", no_wrap=whole)
+        table.add_column(
+            Text(header), justify=justify, overflow="fold", no_wrap=whole, min_width=_LEAST if index in folds else None
+        )
     return table
 
 

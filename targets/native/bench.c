@@ -268,9 +268,10 @@ int main(int argc, char **argv)
     parse(argc, argv, &given);
     for (size_t at = 0; at < given.check_count; at++)
         check_files(given.checks[at]);
-    if (given.cores && pin_cores(given.cores))
-        fail(EXIT_USAGE, "give numbers of cores that the machine has, as in 0,1", "--cores %s: not possible here",
-             given.cores);
+    int pinned = given.cores ? pin_cores(given.cores) : 0;
+    if (pinned)
+        fail(pinned, "give numbers of cores that the machine has, as in 0,1", "--cores %s: %s", given.cores,
+             pinned == EXIT_USAGE ? "it is no list of cores" : "not possible here");
     read_device(&found);
     const char *version = open_runtime(given.library);
     for (size_t at = 0; at < given.count; at++)

@@ -136,7 +136,7 @@ typedef struct {
 void read_device(device *out);
 double hottest_c(void);
 long long peak_rss_bytes(void);
-/* Run on these cores only ("0,2"). Return 0, or -1 where it is not a list of cores that there are. */
+/* Run on these cores only ("0,2"). Return 0, EXIT_USAGE for what is no list, EXIT_MACHINE where they are not there. */
 int pin_cores(const char *list);
 
 #endif

@@ -100,17 +100,21 @@ long long peak_rss_bytes(void)
 int pin_cores(const char *list)
 {
     cpu_set_t cores;
+    int missing = 0;
     CPU_ZERO(&cores);
     for (const char *at = list;; at++) {
         char *end;
         if (*at < '0' || *at > '9')
-            return -1;
+            return EXIT_USAGE;
         long core = strtol(at, &end, 10);
-        if (core >= CPU_SETSIZE || (*end && *end != ','))
-            return -1;
-        CPU_SET((int)core, &cores);
+        if (end - at > 4 || (*end && *end != ','))
+            return EXIT_USAGE;
+        if (core < CPU_SETSIZE)
+            CPU_SET((int)core, &cores);
+        else
+            missing = 1;
         at = end;
         if (!*at)
-            return sched_setaffinity(0, sizeof cores, &cores);
+            return missing || sched_setaffinity(0, sizeof cores, &cores) ? EXIT_MACHINE : 0;
     }
 }
