@@ -54,4 +54,5 @@ def is_container(path: Path) -> bool:
 def artifact_bytes(path: Path) -> int:
     """Return the stored size in bytes of a model: external data counted; of a bundle, its model file."""
     file = resolve(path)
-    return file.stat().st_size if is_container(file) else onnx_bytes(file)
+    # An .ort file has no external data, and no parser here.
+    return file.stat().st_size if is_container(file) or file.suffix == ".ort" else onnx_bytes(file)

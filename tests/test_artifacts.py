@@ -35,6 +35,14 @@ def test_a_model_is_the_same_from_its_file_its_container_and_a_bundle(tmp_path, 
     assert artifact_bytes(packed) == artifact_bytes(bundle) == packed.stat().st_size
 
 
+def test_the_size_of_an_ort_file_needs_no_parser(tmp_path):
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    (bundle / "model.ort").write_bytes(b"flatbuffer")
+    (bundle / "manifest.json").write_text(json.dumps({"model": "model.ort"}))
+    assert artifact_bytes(bundle) == 10
+
+
 def test_a_container_is_known_by_its_content(tmp_path, onnx_file):
     pack(onnx_file, tmp_path / "m.ecz")
     renamed = (tmp_path / "m.ecz").rename(tmp_path / "other.onnx")
