@@ -366,6 +366,7 @@ def targets(json: JsonOption = False) -> None:
     device_commands.targets(json=json)
 
 
+_SAMPLE = "Real inputs, as for compress: the first of them becomes the bundle's sample.  [default: random numbers]"
 _VERIFY = "Check every file of a bundle, a folder or an archive, against its manifest."
 _RUNTIME = "What the runtime comes as: wheel (for Python), native (a C program) or none.  [default: the target's]"
 _RUNTIME_FILE = "The runtime's file, or a folder of files, in place of what would be fetched."
@@ -385,6 +386,7 @@ def bundle(
     runtime: Annotated[str | None, typer.Option(metavar="FORM", help=_RUNTIME)] = None,
     runtime_file: Annotated[Path | None, typer.Option("--runtime-file", metavar="PATH", help=_RUNTIME_FILE)] = None,
     archive: Annotated[bool, typer.Option("--archive", help=_ARCHIVE)] = False,
+    data: Annotated[Path | None, typer.Option(metavar="DATA", help=_SAMPLE)] = None,
     verify: Annotated[Path | None, typer.Option(metavar="BUNDLE", help=_VERIFY)] = None,
     shape: ShapeOption = None,
     force: ForceOption = False,
@@ -409,9 +411,8 @@ def bundle(
             source,
             out,
             target=target,
-            runtime=runtime,
-            runtime_file=runtime_file,
-            archive=archive,
+            form=device_commands.BundleForm(runtime=runtime, runtime_file=runtime_file, archive=archive),
+            data=data,
             shapes=shape or [],
             force=force,
             json=json,

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from edgecompress.artifacts import artifact_bytes, open_artifact
 from edgecompress.bundle import BundleSummary, archive_path, build_archive, build_bundle, verify_archive
@@ -21,13 +21,13 @@ from edgecompress.bundle.program import MANIFEST
 from edgecompress.case import LARGE_MODEL_BYTES
 from edgecompress.console import note, progress_step, show, show_json
 from edgecompress.costs import profile_model
-from edgecompress.data import parse_shape
+from edgecompress.data import batches, for_validation, parse_shape
 from edgecompress.devices import BenchOptions, open_runner
 from edgecompress.devices.browser import serve
 from edgecompress.errors import UsageError
 from edgecompress.files import refuse_existing
 from edgecompress.latency import machine_warnings
-from edgecompress.model import payload_bytes, signature
+from edgecompress.model import Array, Model, payload_bytes, signature
 from edgecompress.report.bench import bench_rows, device_facts, device_line
 from edgecompress.report.profile import profile_facts, profile_line
 from edgecompress.report.terminal import (
@@ -56,37 +56,54 @@ def targets(*, json: bool) -> None:
         show(target_table(found))
 
 
+class BundleForm(NamedTuple):
+    """What a bundle is to be: the form of its runtime (None: the target's), a file of it that is given, one file."""
+
+    runtime: str | None = None
+    runtime_file: Path | None = None
+    archive: bool = False
+
+
 def bundle(
     source: Path,
     out: Path,
     *,
     target: str | Target,
-    runtime: str | None = None,
-    runtime_file: Path | None = None,
-    archive: bool = False,
+    form: BundleForm | None = None,
+    data: Path | None = None,
     shapes: Sequence[str] = (),
     force: bool = False,
     json: bool = False,
 ) -> None:
     """Build a bundle and print its size table."""
+    form = form or BundleForm()
     wanted = target if isinstance(target, Target) else load_target(target)
-    out = archive_path(out, wanted) if archive else out
+    out = archive_path(out, wanted) if form.archive else out
     refuse_existing(out, force=force)
     model = open_artifact(find_model(source, wanted.model_form))
-    sample = random_sample(model, dict(parse_shape(text) for text in shapes))
-    build = build_archive if archive else build_bundle
+    sample = _first_rows(model, data) if data else random_sample(model, dict(parse_shape(text) for text in shapes))
+    build = build_archive if form.archive else build_bundle
     with progress_step("bundle"):
         summary = build(
-            source, out, target=wanted, sample=sample, runtime=runtime, runtime_file=runtime_file, force=force
+            source, out, target=wanted, sample=sample, runtime=form.runtime, runtime_file=form.runtime_file, force=force
         )
     sizes = {name: dataclasses.asdict(row) for name, row in summary.manifest.sizes.items()}
-    archive_bytes = out.stat().st_size if archive else None
+    archive_bytes = out.stat().st_size if form.archive else None
     if json:
         facts = {"runtime": summary.manifest.runtime_form, "was_run": summary.was_run, "archive_bytes": archive_bytes}
         show_json({"bundle": str(out), "target": wanted.name, **facts, "sizes": sizes})
         return
     show(bundle_table(sizes))
-    note(f"archive: {out}, {archive_bytes:,} bytes" if archive else f"bundle: {out}   ({_how_to_run(out, summary)})")
+    note(
+        f"archive: {out}, {archive_bytes:,} bytes" if form.archive else f"bundle: {out}   ({_how_to_run(out, summary)})"
+    )
+
+
+def _first_rows(model: Model, data: Path) -> dict[str, Array]:
+    """Return the first of the user's own inputs, as many rows as one run of the model takes."""
+    inputs, _ = signature(model.proto)
+    _, feeds = next(iter(batches(for_validation(data, inputs), inputs, 1)))
+    return dict(feeds)
 
 
 def _how_to_run(out: Path, summary: BundleSummary) -> str:

@@ -12,6 +12,7 @@ import tiny
 from conftest import Cli, snapshot
 
 from edgecompress.factorize.sizes import count_parameters
+from edgecompress.runtime.tensors import read_tensor
 
 OPTIONS = {
     "inspect": ["--json", "--shape"],
@@ -429,3 +430,13 @@ def test_inspect_shows_what_the_model_takes_and_gives(cli, tmp_path) -> None:
     shown = cli("inspect", tiny.mlp(tmp_path / "m.onnx")).out
     assert "input  x float32 (N, 16)" in shown
     assert "output y float32 (N, 4)" in shown
+
+
+def test_the_sample_of_a_bundle_can_be_real(cli: Cli, tmp_path: Path) -> None:
+    given = np.arange(80, dtype=np.float32).reshape(5, 16)
+    np.savez(tmp_path / "x.npz", x=given)
+    model = tiny.mlp(tmp_path / "m.onnx")
+    outcome = cli("bundle", model, "-o", tmp_path / "b", "--runtime", "none", "--data", tmp_path / "x.npz")
+    assert outcome.code == 0
+    _, sample = read_tensor((tmp_path / "b" / "test_data" / "input_0.pb").read_bytes())
+    np.testing.assert_array_equal(sample, given[:1])

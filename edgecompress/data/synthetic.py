@@ -91,5 +91,5 @@ def _draw(generator: np.random.Generator, spec: TensorSpec, dims: tuple[int, ...
         return np.asarray(generator.standard_normal(dims)).astype(dtype)
     raise ModelError(
         f"input {spec.name!r} holds {dtype}: no random values can be drawn for it",
-        hint="give data for it: --data FILE.npz or a dataset.toml",
+        hint="only models of numbers can be measured: export the part behind the tokenizer",
     )
