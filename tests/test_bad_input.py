@@ -396,6 +396,8 @@ def stopped_in(model, data, own_tempdir, tmp_path) -> Iterator:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
+            # Whoever started the tests with nohup has told them, and their children, to ignore it.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         started.append(process)
         assert process.stdout is not None
