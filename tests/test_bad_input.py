@@ -350,8 +350,10 @@ STAGES = {
     "validate": "validate",
     "report": "to_html",
 }
+# Whoever started the tests with nohup has told them, and their children, to ignore SIGHUP.
 STOP = """
-import sys, time
+import signal, sys, time
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 import edgecompress.pipeline as pipeline
 import edgecompress.stages as stages
 place = stages if "{function}" == "solve_layers" else pipeline
@@ -396,8 +398,6 @@ def stopped_in(model, data, own_tempdir, tmp_path) -> Iterator:
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            # Whoever started the tests with nohup has told them, and their children, to ignore it.
-            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
         started.append(process)
         assert process.stdout is not None
